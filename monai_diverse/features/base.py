@@ -1,0 +1,29 @@
+"""What every extractor promises."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from monai_diverse.data import FloatArray
+
+
+@runtime_checkable
+class FeatureExtractor(Protocol):
+    """A fixed map from images to vectors; inherit `monai_diverse.testing.ExtractorContract` to test a new one.
+
+    An image's vector depends on that image alone, not on the batch it came in (floating-point noise aside).
+    """
+
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever the vectors would: weights, input size, layer."""
+        ...
+
+    def __call__(self, images: FloatArray) -> FloatArray:
+        """Turns float32 (n, channels, *spatial) in [0, 1] into float32 (n, d), finite; n may be 0."""
+        ...

@@ -1,0 +1,106 @@
+"""Any network as a feature extractor."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from monai_diverse.data import FloatArray
+from monai_diverse.errors import DataError, RecipeError
+from monai_diverse.storage import fingerprint_of, sha256_of
+
+
+class ModuleFeatures:
+    """A frozen copy of an `nn.Module`, in evaluation mode, its output averaged over space.
+
+    The module is copied, so that training it further changes neither the features nor their fingerprint. It runs on the
+    device that its parameters are on. Feature maps (n, c, *spatial) are averaged over space, token sequences (n, tokens, c) over tokens, and
+    vectors (n, c) are kept.
+
+    Args:
+        module: takes a float tensor (n, channels, *spatial).
+        layer: dotted name of the submodule whose output is taken, as in `module.get_submodule`; None: the module's own.
+        preprocess: applied to the float32 batch in [0, 1] before the module: normalisation, resizing. Its code cannot be
+            hashed, so give it a new `__name__` when its meaning changes.
+        batch_size: images at a time.
+
+    Raises:
+        RecipeError: unknown layer, or a batch size below 1.
+    """
+
+    def __init__(
+        self, module: nn.Module, *, layer: str | None = None, preprocess: Callable[[Tensor], Tensor] | None = None, batch_size: int = 64
+    ) -> None:
+        if batch_size < 1:
+            raise RecipeError(f"batch_size: expected at least 1, got {batch_size}")
+        names = [name for name, _ in module.named_modules() if name]
+        if layer is not None and layer not in names:
+            raise RecipeError(f"layer: expected a submodule of {type(module).__name__} such as {names[:5]}, got {layer!r}")
+        self._module = copy.deepcopy(module).eval().requires_grad_(False)
+        self._layer = layer
+        self._preprocess = preprocess
+        self._batch_size = batch_size
+
+    @property
+    def name(self) -> str:
+        """The module's class, and the layer if one was chosen."""
+        kind = type(self._module).__name__
+        return kind if self._layer is None else f"{kind}.{self._layer}"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the weights, the module's printed structure, the layer and the name of `preprocess`."""
+        weights = {name: sha256_of(_bytes_of(value)) for name, value in self._module.state_dict().items() if isinstance(value, Tensor)}
+        preprocess = None if self._preprocess is None else getattr(self._preprocess, "__qualname__", type(self._preprocess).__qualname__)
+        return fingerprint_of({"extractor": self.name, "structure": repr(self._module), "preprocess": preprocess, "weights": weights})
+
+    def __call__(self, images: FloatArray) -> FloatArray:
+        """Turns (n, channels, *spatial) in [0, 1] into float32 (n, d).
+
+        Raises:
+            DataError: the module gives something else than one tensor (n, ...), or non-finite values.
+        """
+        if not len(images):
+            # the width of the vectors is only known from a pass
+            probe = self._run(torch.zeros(1, *images.shape[1:]))
+            return np.zeros((0, probe.shape[1]), np.float32)
+        batches = torch.split(torch.from_numpy(np.array(images, np.float32)), self._batch_size)
+        features = torch.cat([self._run(batch) for batch in batches]).numpy()
+        if not np.isfinite(features).all():
+            raise DataError(f"{self.name}: expected finite features, got NaN or infinity; check the weights and `preprocess`")
+        return features
+
+    @torch.inference_mode()
+    def _run(self, batch: Tensor) -> Tensor:
+        device = next((p.device for p in self._module.parameters()), torch.device("cpu"))
+        batch = batch.to(device)
+        if self._preprocess is not None:
+            batch = self._preprocess(batch)
+        caught: list[Any] = []
+        chosen = self._module if self._layer is None else self._module.get_submodule(self._layer)
+        handle = chosen.register_forward_hook(lambda _module, _inputs, output: caught.append(output))
+        try:
+            self._module(batch)
+        finally:
+            handle.remove()
+        return _pooled(caught, len(batch), self.name).to("cpu", torch.float32)
+
+
+def _pooled(caught: list[Any], count: int, name: str) -> Tensor:
+    if len(caught) != 1 or not isinstance(caught[0], Tensor) or caught[0].ndim < 2 or len(caught[0]) != count:
+        kinds = [tuple(c.shape) if isinstance(c, Tensor) else type(c).__name__ for c in caught]
+        raise DataError(f"{name}: expected one tensor of {count} rows and at least 2 axes, got {kinds}; choose another `layer`")
+    output: Tensor = caught[0]
+    if output.ndim == 3:
+        return output.mean(1)
+    return output.flatten(2).mean(2) if output.ndim > 3 else output
+
+
+def _bytes_of(value: Tensor) -> bytes:
+    return value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
