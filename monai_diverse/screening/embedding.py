@@ -1,0 +1,79 @@
+"""Images to the views that gates compare."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from monai_diverse.data import FloatArray, IntArray, LabelledImages, check_images, check_labels
+from monai_diverse.errors import DataError
+from monai_diverse.features import PCA, FeatureExtractor, FittedPCA, PixelFeatures
+from monai_diverse.screening.views import Views
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Embedding:
+    """The extractor with principal components of the reference, and the low-resolution pixel view.
+
+    Attributes:
+        extractor: deep features.
+        components: principal components of the reference's deep features.
+        pixels: the pixel view.
+        shape: (channels, *spatial) of every image.
+    """
+
+    extractor: FeatureExtractor
+    components: FittedPCA
+    pixels: PixelFeatures
+    shape: tuple[int, ...]
+
+    @classmethod
+    def fit(cls, extractor: FeatureExtractor, reference: LabelledImages, *, components: int, pixel_side: int) -> tuple[Embedding, Views]:
+        """Fits the components on the reference; the reference's own views come with it, so that it passes the extractor once.
+
+        Raises:
+            DataError: a reference of fewer than two images, or of images that the extractor cannot tell apart.
+        """
+        raw = extractor(reference.images)
+        embedding = cls(
+            extractor=extractor,
+            components=PCA(n_components=components, whiten=True).fit(raw),
+            pixels=PixelFeatures(max_side=pixel_side, average_channels=True),
+            shape=reference.images.shape[1:],
+        )
+        return embedding, embedding._views(reference, raw)
+
+    def views(self, data: LabelledImages) -> Views:
+        """Views of labelled images, groups kept."""
+        return self._views(data, self.extractor(data.images))
+
+    def views_of(self, images: npt.ArrayLike, labels: npt.ArrayLike) -> Views:
+        """Views of images (n, channels, *spatial) in [0, 1] with labels (n,), n from 0.
+
+        Raises:
+            DataError: images of another shape than the reference's, or wrong values or labels.
+        """
+        count = np.shape(images)[0] if np.ndim(images) else 0
+        if count == 0:
+            # checked here, since a set of labelled images is never empty
+            empty = np.zeros((0, *self.shape), np.float32)
+            return self._assemble(empty, check_labels(labels, 0), None, self.extractor(empty))
+        checked = check_images(images)
+        if checked.shape[1:] != self.shape:
+            raise DataError(f"images: expected shape (n, {', '.join(map(str, self.shape))}) as the reference, got {checked.shape}; resize them")
+        return self.views(LabelledImages(images=checked, labels=check_labels(labels, count)))
+
+    def _views(self, data: LabelledImages, raw: FloatArray) -> Views:
+        return self._assemble(data.images, data.labels, data.groups, raw)
+
+    def _assemble(self, images: FloatArray, labels: IntArray, groups: IntArray | None, raw: FloatArray) -> Views:
+        return Views(
+            images=images,
+            labels=labels,
+            groups=groups,
+            pixels=self.pixels(images),
+            features=self.components.transform(raw),
+            residual=self.components.residual(raw),
+        )

@@ -1,0 +1,224 @@
+"""All gates together: fit once on real images, then judge any others."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from monai_diverse.data import LabelledImages
+from monai_diverse.errors import DataError, RecipeError
+from monai_diverse.features import EfficientNetLite0, FeatureExtractor
+from monai_diverse.information import InformationGain, Neighbours, Surprisal
+from monai_diverse.screening.copies import CopyGate
+from monai_diverse.screening.duplicates import DuplicateGate, FittedDuplicates
+from monai_diverse.screening.embedding import Embedding
+from monai_diverse.screening.gate import FittedGate, Gate
+from monai_diverse.screening.novelty import NoveltyGate
+from monai_diverse.screening.outliers import OutlierGate
+from monai_diverse.screening.relevance import RelevanceGate
+from monai_diverse.screening.verdict import REASONS, Verdict
+from monai_diverse.screening.views import Real, Views, require_known
+from monai_diverse.screening.yields import Yield
+from monai_diverse.storage import fingerprint_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoveltyScreen:
+    """Settings of the screen.
+
+    Attributes:
+        extractor: turns images into features; best one that no sampler was guided by.
+        components: whitened principal components of the features, at most, fitted on the reference.
+        pixel_side: largest side of the low-resolution pixel view.
+        copy: the gate for copies.
+        novelty: the gate for what is not novel.
+        relevance: the gate for what is not of its class.
+        outlier: the gate for what is out of distribution.
+        duplicate: the gate for repeats of accepted samples.
+        gain_noise: noise variance of the process behind `information_gain`, relative to its prior.
+    """
+
+    extractor: FeatureExtractor = field(default_factory=EfficientNetLite0)
+    components: int = 48
+    pixel_side: int = 32
+    copy: Gate = field(default_factory=CopyGate)
+    novelty: Gate = field(default_factory=NoveltyGate)
+    relevance: Gate = field(default_factory=RelevanceGate)
+    outlier: Gate = field(default_factory=OutlierGate)
+    duplicate: DuplicateGate = field(default_factory=DuplicateGate)
+    gain_noise: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.components < 1:
+            raise RecipeError(f"components: expected at least 1, got {self.components}")
+        if self.pixel_side < 2:
+            raise RecipeError(f"pixel_side: expected at least 2, got {self.pixel_side}")
+        if not self.gain_noise > 0:
+            raise RecipeError(f"gain_noise: expected above 0, got {self.gain_noise}")
+        for gate, reason in zip(self.gates, REASONS, strict=True):
+            if gate.reason != reason:
+                raise RecipeError(f"gates: expected one with reason '{reason}', got {type(gate).__name__} with reason '{gate.reason}'")
+
+    @property
+    def gates(self) -> tuple[Gate, Gate, Gate, Gate, DuplicateGate]:
+        """In the order of `REASONS`."""
+        return self.copy, self.novelty, self.relevance, self.outlier, self.duplicate
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that was chosen, as JSON."""
+        gates = {gate.reason: asdict(gate) for gate in self.gates}
+        extractor = {"name": self.extractor.name, "fingerprint": self.extractor.fingerprint}
+        numbers = {name: getattr(self, name) for name in ("components", "pixel_side", "gain_noise")}
+        return {"extractor": extractor, **numbers, "gates": gates}
+
+    def fit(self, reference: LabelledImages, calibration: LabelledImages, generator_train: LabelledImages | None = None) -> FittedScreen:
+        """Learns what is known and what unseen real images look like.
+
+        Args:
+            reference: what the user has.
+            calibration: real images of the same kind that neither the reference nor the generator's training holds, split off by
+                patient or near-duplicate group.
+            generator_train: what the generator was trained on, mirrored copies included if it was trained on those; None: unknown.
+
+        Raises:
+            DataError: shapes that differ, labels that the reference lacks, calibration images that the reference or `generator_train`
+                holds too, or too few images for the settings.
+        """
+        require_disjoint(reference, calibration, generator_train)
+        embedding, views = Embedding.fit(self.extractor, reference, components=self.components, pixel_side=self.pixel_side)
+        known = None if generator_train is None else views if generator_train is reference else embedding.views(generator_train)
+        real = Real(reference=views, calibration=embedding.views(calibration), generator_train=known)
+        sets = {"reference": reference, "calibration": calibration, "generator_train": generator_train}
+        return FittedScreen(
+            settings=self.settings(),
+            sets={name: None if data is None else _summary(data) for name, data in sets.items()},
+            embedding=embedding,
+            classes=real.classes,
+            gates={gate.reason: gate.fit(real) for gate in self.gates[:-1]},
+            duplicates=self.duplicate.fit(real),
+            gain=InformationGain(views.features, groups=views.groups, noise=self.gain_noise),
+            surprisal=Surprisal(views.features, real.calibration.features, groups=views.groups),
+            seen=Neighbours(real.seen.features),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FittedScreen:
+    """Judges images; judging changes nothing in it. Made by `NoveltyScreen.fit`.
+
+    Attributes:
+        settings: what was chosen, as JSON.
+        sets: hash and class counts of the images it was fitted on, as JSON; None for a `generator_train` that is unknown.
+        embedding: images to views.
+        classes: the classes that can be judged.
+        gates: the fitted gates by reason, duplicates aside.
+        duplicates: the fitted gate that also looks at what was accepted.
+        gain: the process observed at the reference.
+        surprisal: relative to the calibration images.
+        seen: features of `generator_train`, or of the reference where that is unknown.
+    """
+
+    settings: dict[str, Any]
+    sets: dict[str, dict[str, Any] | None]
+    embedding: Embedding
+    classes: tuple[int, ...]
+    gates: dict[str, FittedGate]
+    duplicates: FittedDuplicates
+    gain: InformationGain
+    surprisal: Surprisal
+    seen: Neighbours
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the extractor, any setting and any image, label or group that the screen was fitted on."""
+        return fingerprint_of({"settings": self.settings, "sets": self.sets})
+
+    def embed(self, images: npt.ArrayLike, labels: npt.ArrayLike) -> Views:
+        """Views of images (n, channels, *spatial) in [0, 1] with labels (n,), n from 0.
+
+        Raises:
+            DataError: images of another shape than the reference's, wrong values, or labels that the reference lacks.
+        """
+        views = self.embedding.views_of(images, labels)
+        require_known(views.labels, self.classes)
+        return views
+
+    def judge(self, views: Views, accepted: Views | None = None) -> list[Verdict]:
+        """Judges images in order: each is compared with the accepted ones, and with those that are accepted before it.
+
+        Args:
+            views: what `embed` gave.
+            accepted: views of samples that were accepted earlier.
+
+        Returns:
+            One verdict an image; those of a batch and of its parts in turn are the same.
+        """
+        if not len(views):
+            return []
+        scores = {reason: gate.score(views) for reason, gate in self.gates.items()}
+        scores["duplicate"] = self.duplicates.score(views, accepted)
+        scores["surprisal"] = self.surprisal.excess(views.features)
+        rejected = {reason: scores[reason] > gate.threshold for reason, gate in self.gates.items()}
+        tracker = (self.gain if accepted is None else self.gain.given(accepted.features)).track(views.features)
+        nearest = self.seen.nearest(views.features)
+        verdicts = []
+        for i in range(len(views)):
+            own = {name: float(values[i]) for name, values in scores.items()} | {"information_gain": float(tracker.gain[i])}
+            reason = next((name for name, mask in rejected.items() if mask[i]), None)
+            if reason is None and own["duplicate"] > self.duplicates.threshold:
+                reason = "duplicate"
+            verdicts.append(Verdict(accepted=reason is None, reason=reason, scores=own, nearest=int(nearest[i])))
+            if reason is None:
+                tracker.observe(i)
+                scores["duplicate"] = np.maximum(scores["duplicate"], self.duplicates.score(views, views[i : i + 1]))
+        return verdicts
+
+    def screen(self, images: npt.ArrayLike, labels: npt.ArrayLike, accepted: Views | None = None) -> list[Verdict]:
+        """`embed`, then `judge`."""
+        return self.judge(self.embed(images, labels), accepted)
+
+    def yield_of(self, images: LabelledImages) -> Yield:
+        """What unseen real images would score, as a control: judged in order, duplicates among themselves rejected.
+
+        Raises:
+            DataError: as `embed`.
+        """
+        return Yield(drawn=len(images), accepted=sum(v.accepted for v in self.screen(images.images, images.labels)))
+
+    def describe(self) -> dict[str, Any]:
+        """Settings, data, thresholds and what each gate found when it was fitted, as JSON."""
+        gates: dict[str, FittedGate] = {**self.gates, "duplicate": self.duplicates}
+        components = self.embedding.components
+        return {
+            "fingerprint": self.fingerprint,
+            "settings": self.settings,
+            "sets": self.sets,
+            "features": {"components": len(components.scale), "explained": components.explained},
+            "gates": {reason: {"threshold": gate.threshold, **gate.notes()} for reason, gate in gates.items()},
+            "information_gain": {"lengthscale": self.gain.lengthscale, "noise": self.gain.noise, "points": len(self.gain)},
+            "surprisal": {"dimension": self.surprisal.dimension, "typical_distance": self.surprisal.typical},
+        }
+
+
+def require_disjoint(reference: LabelledImages, calibration: LabelledImages, generator_train: LabelledImages | None) -> None:
+    """Raises DataError if shapes differ, or if the calibration holds an image that another set holds pixel for pixel."""
+    aside = {image.tobytes() for image in calibration.images}
+    for name, other in (("reference", reference), ("generator_train", generator_train)):
+        if other is None:
+            continue
+        if other.images.shape[1:] != calibration.images.shape[1:]:
+            shapes = f"{other.images.shape[1:]} in {name}, {calibration.images.shape[1:]} in calibration"
+            raise DataError(f"screen: expected images of one shape, got {shapes}; resize them")
+        shared = sum(image.tobytes() in aside for image in other.images)
+        if shared:
+            raise DataError(f"calibration: expected images that {name} does not hold, got {shared} in both; split by near-duplicate group")
+
+
+def _summary(data: LabelledImages) -> dict[str, Any]:
+    arrays = {"images": data.images, "labels": data.labels, "groups": data.group_ids}
+    hashes = {name: hashlib.sha256(np.ascontiguousarray(array).data).hexdigest() for name, array in arrays.items()}
+    return {"shape": list(data.images.shape), "class_counts": data.class_counts, "sha256": fingerprint_of(hashes)}
