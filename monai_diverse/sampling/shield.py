@@ -1,0 +1,166 @@
+"""The shield: SPELL (Kirchhof et al., ICML 2025), with radii calibrated on real images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.neighbors import NearestNeighbors
+from torch import Tensor
+
+from monai_diverse.data import IntArray
+from monai_diverse.errors import DataError, RecipeError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shield:
+    """Settings of the shield.
+
+    Distances and pushes are taken in a low-passed space (average pooling), because a push on single pixels makes noise, not
+    novelty. It acts between `sigma_max` and `sigma_min`: before, predictions are class means within reach of every ball;
+    after, a push would leave marks.
+
+    Attributes:
+        strength: the paper's lambda; 0 does nothing.
+        scale: radius of the balls around training images, in units of the 95 % quantile of the distance from a held-out
+            real image to its nearest class-mate in the training set: at 1, samples are kept as far away as new patients.
+        distinct: radius of the balls around accepted samples and around the rest of the batch, in units of the median
+            distance between nearest training images of a class; 0 for none. Above 0 it couples the batch.
+        pool: side of the average-pooling window; 1 for no low-pass.
+        sigma_max: noise-to-signal ratio from which on the shield acts.
+        sigma_min: noise-to-signal ratio until which it acts.
+    """
+
+    strength: float = 0.3
+    scale: float = 1.5
+    distinct: float = 1.2
+    pool: int = 2
+    sigma_max: float = 2.0
+    sigma_min: float = 0.05
+
+    def __post_init__(self) -> None:
+        if self.strength < 0 or self.scale < 0 or self.distinct < 0:
+            raise RecipeError(f"shield: expected strength, scale and distinct from 0, got {self.strength}, {self.scale}, {self.distinct}")
+        if self.pool < 1 or self.sigma_max <= self.sigma_min:
+            raise RecipeError(f"shield: expected pool from 1 and sigma_max above sigma_min, got {self.pool}, {self.sigma_max}, {self.sigma_min}")
+
+    def fit(self, train: Tensor, train_labels: Tensor, heldout: Tensor, heldout_labels: Tensor) -> FittedShield:
+        """Calibrates the radii.
+
+        Args:
+            train: (m, c, *spatial) images in the model's space that samples must not repeat.
+            train_labels: (m,) their classes.
+            heldout: (k, c, *spatial) real images that are not in `train`, at least one.
+            heldout_labels: (k,) their classes.
+
+        Raises:
+            DataError: no held-out image, or one training image only.
+        """
+        if len(heldout) == 0 or len(train) < 2:
+            raise DataError(f"shield: expected two or more training images and held-out reals to calibrate on, got {len(train)} and {len(heldout)}")
+        low, unseen = low_passed(train, self.pool).flatten(1), low_passed(heldout, self.pool).flatten(1)
+        to_new = _nearest_by_class(unseen, heldout_labels, low, train_labels, 0)
+        among = _nearest_by_class(low, train_labels, low, train_labels, 1)
+        radii = self.scale * _by_class(to_new, heldout_labels, train_labels, 0.95)
+        return FittedShield(
+            settings=self,
+            centres=low,
+            labels=train_labels,
+            radii=radii,
+            distinct_radius=self.distinct * float(among.nanmedian()),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FittedShield:
+    """The shield as a guide.
+
+    push_i = strength * sum_k relu(r_k / |x0_i - z_k| - 1) (x0_i - z_k), over the class-mates z_k among training images,
+    accepted samples and the rest of the batch (SPELL, Kirchhof et al. 2025).
+
+    Attributes:
+        settings: see `Shield`.
+        centres: (m, p) low-passed, flattened images in the model's space.
+        labels: (m,) their classes.
+        radii: (m,) of their balls.
+        distinct_radius: of the balls around accepted samples and the rest of the batch.
+    """
+
+    settings: Shield
+    centres: Tensor
+    labels: Tensor
+    radii: Tensor
+    distinct_radius: float
+
+    def __call__(self, x0: Tensor, labels: Tensor, sigma: float) -> Tensor:
+        """Moves x0 (n, c, *spatial) out of the balls of its class; `sigma` decides whether the shield acts."""
+        chosen = self.settings
+        if not chosen.sigma_min <= sigma <= chosen.sigma_max or chosen.strength == 0:
+            return x0
+        low = low_passed(x0, chosen.pool)
+        flat = low.flatten(1)
+        mates = labels[:, None] == self.labels.to(labels.device)[None]
+        push = _push(flat, self.centres.to(flat), self.radii.to(flat)[None] * mates)
+        if self.distinct_radius > 0 and len(x0) > 1:
+            others = (labels[:, None] == labels[None]) & ~torch.eye(len(x0), dtype=torch.bool, device=x0.device)
+            push = push + _push(flat, flat, self.distinct_radius * others)
+        return x0 + chosen.strength * _upsampled(push.reshape(low.shape), x0)
+
+    def given(self, accepted: Tensor, labels: Tensor) -> FittedShield:
+        """The same shield with balls around accepted samples (m, c, *spatial) of classes `labels` too."""
+        if len(accepted) == 0 or self.distinct_radius == 0:
+            return self
+        centres = low_passed(accepted, self.settings.pool).flatten(1)
+        return replace(
+            self,
+            centres=torch.cat([self.centres, centres.to(self.centres)]),
+            labels=torch.cat([self.labels, labels.to(self.labels)]),
+            radii=torch.cat([self.radii, torch.full((len(centres),), self.distinct_radius)]),
+        )
+
+
+def low_passed(images: Tensor, pool: int) -> Tensor:
+    """Average-pools images (n, c, *spatial), two or three spatial axes, by `pool` along each."""
+    if pool == 1:
+        return images
+    if images.ndim == 4:
+        return F.adaptive_avg_pool2d(images, (max(1, images.shape[2] // pool), max(1, images.shape[3] // pool)))
+    return F.adaptive_avg_pool3d(images, (max(1, images.shape[2] // pool), max(1, images.shape[3] // pool), max(1, images.shape[4] // pool)))
+
+
+def _push(points: Tensor, centres: Tensor, radii: Tensor) -> Tensor:
+    """sum_k relu(radii_ik / |points_i - centres_k| - 1) (points_i - centres_k), without an (n, m, p) array."""
+    distances = torch.cdist(points, centres).clamp_min(1e-6)
+    weights = (radii / distances - 1).clamp_min(0)
+    return weights.sum(1, keepdim=True) * points - weights @ centres
+
+
+def _upsampled(push: Tensor, like: Tensor) -> Tensor:
+    if push.shape == like.shape:
+        return push
+    return F.interpolate(push, size=like.shape[2:], mode="bilinear" if like.ndim == 4 else "trilinear", align_corners=False)
+
+
+def _nearest_by_class(queries: Tensor, query_labels: Tensor, points: Tensor, labels: Tensor, skip: int) -> Tensor:
+    """Distance of each query to its nearest class-mate, after `skip` nearer ones; NaN where there is none."""
+    out = torch.full((len(queries),), float("nan"))
+    for c in _classes(query_labels):
+        asked, mates = query_labels == c, labels == c
+        if int(mates.sum()) > skip:
+            index = NearestNeighbors(n_neighbors=skip + 1).fit(points[mates].numpy())
+            out[asked] = torch.from_numpy(index.kneighbors(queries[asked].numpy())[0][:, skip]).float()
+    return out
+
+
+def _by_class(values: Tensor, of: Tensor, wanted: Tensor, quantile: float) -> Tensor:
+    """The quantile of `values` by class, for each of `wanted`; classes without a value take that of all."""
+    overall = float(values.nanquantile(quantile))
+    table = {c: float(values[of == c].nanquantile(quantile)) for c in _classes(of)}
+    found = [table.get(int(c), overall) for c in wanted]
+    return torch.tensor([overall if np.isnan(v) else v for v in found])
+
+
+def _classes(labels: Tensor) -> IntArray:
+    return np.unique(labels.numpy())
