@@ -1,0 +1,111 @@
+"""Small real things that several tests share: images with structure, and a diffusion model in diffusers' layout."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from monai_diverse.data import LabelledImages
+from monai_diverse.training import TrainConfig, prepare, train, write_card, write_model_json
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+SIDE = 8
+OUTLIER_FACTORS = ("mahalanobis_factor", "residual_factor", "leftover_factor", "intensity_factor", "spectrum_factor")
+
+
+def blobs(count: int, seed: int, side: int = SIDE) -> LabelledImages:
+    """Images of two classes, alike when mirrored: a bright blob above (0) or below (1), of random place and width."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % 2
+    y, x = np.mgrid[:side, :side] / side
+    centre = np.stack([rng.uniform(0.05, 0.35, count) + 0.5 * labels, rng.uniform(0.2, 0.8, count)], 1)
+    width = rng.uniform(0.08, 0.25, count)
+    squared = (y - centre[:, :1, None]) ** 2 + (x - centre[:, 1:, None]) ** 2
+    images = np.exp(-squared / (2 * width[:, None, None] ** 2)) * 0.8 + rng.uniform(0, 0.1, (count, side, side))
+    return LabelledImages(images=images[:, None].astype(np.float32), labels=labels)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    if not SHARED.is_dir():
+        pytest.skip("needs ../shared/data, which lies beside the project's own checkout only")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def blob_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An .npz in MedMNIST's layout."""
+    file = tmp_path_factory.mktemp("blobs") / "blobs.npz"
+    arrays = {}
+    for split, count, seed in (("train", 150, 1), ("val", 40, 2), ("test", 40, 3)):
+        data = blobs(count, seed)
+        arrays[f"{split}_images"] = np.round(data.images[:, 0] * 255).astype(np.uint8)
+        arrays[f"{split}_labels"] = data.labels[:, None].astype(np.uint8)
+    np.savez(file, **arrays)
+    return file
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> TrainConfig:
+    return TrainConfig(
+        steps=240,
+        batch_size=32,
+        channels=(16, 32),
+        check_every=80,
+        validation_draws=4,
+        ema_decay=0.97,
+        warmup=5,
+        learning_rate=2e-3,
+        twin_correlation=0.9999,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory, blob_file: Path, tiny_config: TrainConfig) -> Path:
+    """A model trained for seconds by the package itself."""
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    for _ in train(prepare(blob_file, tiny_config), folder, tiny_config):
+        pass
+    write_model_json(folder, name="tiny", classes=2, class_names=["top", "bottom"], licence="CC0", mirror=True, command="test")
+    write_card(folder)
+    return folder
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path, tiny_model: Path, blob_file: Path) -> Path:
+    """A recipe whose every part is small; pixels are its features."""
+    real = {"path": str(blob_file), "split_file": str(tiny_model / "split.json"), "twin_correlation": 0.9999}
+    content = {
+        "source": {"target": "monai_diverse.DiffusersSource", "arguments": {"folder": str(tiny_model), "steps": 5}},
+        "reference": real | {"part": "generator_train"},
+        "calibration": real | {"part": "calibration"},
+        "generator_train": real | {"part": "generator_train", "mirrored": True},
+        "screen": {
+            "target": "monai_diverse.NoveltyScreen",
+            "arguments": {
+                "extractor": {"target": "monai_diverse.features.PixelFeatures"},
+                "novelty": {"target": "monai_diverse.screening.NoveltyGate", "arguments": {"alpha": 0.9}},
+                "relevance": {"target": "monai_diverse.screening.RelevanceGate", "arguments": {"level": 0.034}},
+                "outlier": {"target": "monai_diverse.screening.OutlierGate", "arguments": dict.fromkeys(OUTLIER_FACTORS, 50.0)},
+            },
+        },
+        "max_evaluations": 5 * 96,
+        "batch_size": 32,
+        "seed": 3,
+    }
+    file = tmp_path / "recipe.yaml"
+    file.write_text(json.dumps(content))
+    return file
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Small tensors are slower on several threads than on one."""
+    torch.set_num_threads(1)

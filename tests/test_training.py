@@ -1,0 +1,129 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DModel
+from safetensors.torch import load_file
+
+from monai_diverse.errors import DataError, RecipeError
+from monai_diverse.training import TrainConfig, prepare, train
+from monai_diverse.training.config import build_scheduler, build_unet
+from monai_diverse.training.objective import bank_loss, draw_batch, generator_for, validation_bank
+
+
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+def test_loss_falls_and_the_best_weights_are_kept(tiny_model: Path) -> None:
+    training = json.loads((tiny_model / "training.json").read_text())
+    losses = {row["step"]: row["validation_loss"] for row in training["losses"]}
+    assert list(losses) == [80, 160, 240]
+    assert losses[240] < 0.8 * losses[80]
+    assert losses[training["best_step"]] == min(losses.values())
+
+
+def test_weights_load_with_diffusers_alone(tiny_model: Path) -> None:
+    unet = UNet2DModel.from_pretrained(tiny_model / "unet", torch_dtype=torch.float32, low_cpu_mem_usage=False)
+    assert unet.config.num_class_embeds == 3
+    assert all(value.dtype == torch.float16 for value in _weights(tiny_model).values())
+
+
+def test_interrupted_training_gives_the_same_model(tmp_path: Path, blob_file: Path, tiny_config: TrainConfig, tiny_model: Path) -> None:
+    data = prepare(blob_file, tiny_config)
+    steps = train(data, tmp_path / "m", tiny_config)
+    assert next(steps).step == 80
+    steps.close()
+    assert [p.step for p in train(data, tmp_path / "m", tiny_config)] == [160, 240]
+    whole, resumed = _weights(tiny_model), _weights(tmp_path / "m")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_folder_of_another_training_is_refused(tiny_model: Path, blob_file: Path, tiny_config: TrainConfig) -> None:
+    before = (tiny_model / "training.json").read_bytes()
+    other = replace(tiny_config, learning_rate=1e-4)
+    with pytest.raises(RecipeError, match="other data or settings"):
+        next(train(prepare(blob_file, other), tiny_model, other))
+    assert (tiny_model / "training.json").read_bytes() == before
+
+
+def test_global_random_state_is_left_alone(tmp_path: Path, blob_file: Path, tiny_config: TrainConfig) -> None:
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    next(train(prepare(blob_file, tiny_config), tmp_path / "m", tiny_config))
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_split_is_disjoint_and_recorded(tiny_model: Path, blob_file: Path, tiny_config: TrainConfig) -> None:
+    split = json.loads((tiny_model / "split.json").read_text())
+    assert sorted(split["generator_train"] + split["calibration"]) == list(range(150))
+    assert abs(len(split["calibration"]) - 30) <= 3
+    data = prepare(blob_file, tiny_config)
+    np.testing.assert_array_equal(data.seen.labels, prepare(blob_file, tiny_config).seen.labels)
+    assert len(data.validation) == 40
+
+
+def test_card_names_data_hash_command_and_losses(tiny_model: Path) -> None:
+    card = (tiny_model / "CARD.md").read_text()
+    split = json.loads((tiny_model / "split.json").read_text())
+    assert split["data_sha256"] in card
+    assert "0 top, 1 bottom" in card
+    assert (tiny_model / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_validation_bank_is_fixed_and_covers_the_schedule(blob_file: Path, tiny_config: TrainConfig) -> None:
+    data = prepare(blob_file, tiny_config).validation
+    first, again = (validation_bank(data, build_scheduler(), draws=4, seed=1) for _ in range(2))
+    assert all(torch.equal(a.noisy, b.noisy) for a, b in zip(first, again, strict=True))
+    timesteps = torch.stack([batch.timesteps for batch in first], 1)
+    assert torch.equal(timesteps.sort(1).values // 250, torch.arange(4).expand(len(data), 4))
+
+
+def test_target_is_the_velocity(blob_file: Path, tiny_config: TrainConfig) -> None:
+    """A network that answers with v = alpha eps - sigma x0 has no loss; one that answers 0 has the target's variance."""
+    data = prepare(blob_file, tiny_config).validation
+    scheduler = build_scheduler()
+    batch = validation_bank(data, scheduler, draws=1, seed=0)[0]
+    clean = torch.from_numpy(data.images) * 2 - 1
+    abar = scheduler.alphas_cumprod[batch.timesteps].reshape(-1, 1, 1, 1)
+    noise = (batch.noisy - abar.sqrt() * clean) / (1 - abar).sqrt()
+
+    class Answer(torch.nn.Module):
+        def __init__(self, value: torch.Tensor) -> None:
+            super().__init__()
+            self.value = value
+
+        def forward(self, *_: object, **__: object) -> object:
+            return type("Out", (), {"sample": self.value})
+
+    velocity = abar.sqrt() * noise - (1 - abar).sqrt() * clean
+    assert bank_loss(Answer(velocity), [batch]) < 1e-6
+    assert bank_loss(Answer(torch.zeros_like(clean)), [batch]) == pytest.approx(float(velocity.square().mean()), rel=1e-4)
+
+
+def test_batches_drop_labels_and_mirror() -> None:
+    images = torch.zeros(2, 1, 4, 4)
+    images[..., 0] = 1
+    batch = draw_batch(
+        images, torch.tensor([0, 1]), build_scheduler(), size=4000, null=2, label_dropout=0.25, mirror=True, generator=generator_for(0)
+    )
+    assert float((batch.labels == 2).float().mean()) == pytest.approx(0.25, abs=0.03)
+    early = batch.timesteps < 50
+    left = batch.noisy[early][..., 0].mean((1, 2)) > batch.noisy[early][..., 3].mean((1, 2))
+    assert float(left.float().mean()) == pytest.approx(0.5, abs=0.15)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("steps", 0), ("label_dropout", 1.0), ("learning_rate", 0), ("calibration_parts", 1), ("channels", (10, 20))]
+)
+def test_bad_settings(key: str, value: object) -> None:
+    with pytest.raises(RecipeError, match=key):
+        TrainConfig(**{key: value})
+
+
+def test_images_that_the_network_cannot_halve() -> None:
+    with pytest.raises(DataError, match="multiple of 4"):
+        build_unet(TrainConfig(), image_channels=1, size=(30, 30), classes=2)
