@@ -1,0 +1,227 @@
+"""Every choice that made a bank, as one frozen value: YAML in, fingerprint out."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from monai_diverse.data import LabelledImages, load_images, near_duplicate_groups
+from monai_diverse.errors import DataError, RecipeError
+from monai_diverse.sources.builtin import ASSETS, DATA
+from monai_diverse.storage import fingerprint_of
+
+ALLOWED_PACKAGES = ("monai_diverse", "monai", "diffusers", "torch")
+BUILTIN = "builtin"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Component:
+    """A class by dotted path, with its keyword arguments.
+
+    Attributes:
+        target: such as `monai_diverse.BuiltinSource`.
+        arguments: keyword arguments; a mapping with `target` becomes a component of its own.
+    """
+
+    target: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def build(self, folder: Path, allow: Sequence[str] = ()) -> Any:
+        """Imports the class and makes it; relative paths that exist under `folder` are taken from there.
+
+        Raises:
+            RecipeError: a package outside the allow-list, no such class, or arguments that it does not take.
+        """
+        package, _, name = self.target.rpartition(".")
+        if package.split(".")[0] not in (*ALLOWED_PACKAGES, *allow):
+            raise RecipeError(
+                f"{self.target}: expected a class from {', '.join((*ALLOWED_PACKAGES, *allow))}; loading a class runs its package's code,"
+                " so allow other packages by name (--allow PACKAGE)"
+            )
+        try:
+            kind = getattr(importlib.import_module(package), name)
+        except (ImportError, AttributeError) as error:
+            raise RecipeError(f"{self.target}: expected an importable class, but {error}") from error
+        arguments = {key: _resolved(value, folder, allow) for key, value in self.arguments.items()}
+        try:
+            return kind(**arguments)
+        except TypeError as error:
+            raise RecipeError(f"{self.target}: its arguments do not fit: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataChoice:
+    """Which real images play a part.
+
+    Attributes:
+        path: an `.npz` file or a folder (see `load_images`), or `builtin` for the shipped BreastMNIST.
+        split: train, val or test, where the data are divided.
+        split_file: JSON with lists of indices, as `monai-diverse train` writes; for `builtin` the shipped one.
+        part: the list in `split_file` to take; None for the whole split.
+        mirrored: add each image mirrored left-right: for what a generator saw that was trained with mirroring.
+        twin_correlation: images whose pixels correlate above this count as one group.
+    """
+
+    path: str
+    split: str = "train"
+    split_file: str | None = None
+    part: str | None = None
+    mirrored: bool = False
+    twin_correlation: float = 0.95
+
+    def load(self, folder: Path) -> LabelledImages:
+        """Reads the images, with groups of near-duplicates.
+
+        Raises:
+            DataError: unreadable data, or a part that does not fit them.
+        """
+        data = load_images(DATA if self.path == BUILTIN else folder / self.path, self.split)
+        if self.part is not None:
+            data = data[self._indices(folder, len(data))]
+        images, labels = data.images, data.labels
+        groups = near_duplicate_groups(images, self.twin_correlation)
+        if self.mirrored:
+            images, labels, groups = np.concatenate([images, images[..., ::-1]]), np.tile(labels, 2), np.tile(groups, 2)
+        return LabelledImages(images=images, labels=labels, groups=groups)
+
+    def _indices(self, folder: Path, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        if self.path != BUILTIN and self.split_file is None:
+            raise RecipeError(f"{self.path}: part {self.part!r} needs split_file, the JSON that lists it")
+        file = ASSETS / "split.json" if self.split_file is None else folder / self.split_file
+        try:
+            listed = json.loads(file.read_text())[self.part]
+            indices = np.asarray(listed, dtype=np.int64)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{file}: expected JSON with a list of indices {self.part!r}, got {type(error).__name__}: {error}") from error
+        if not len(indices) or indices.min() < 0 or indices.max() >= count:
+            raise DataError(f"{file}: {self.part}: expected indices 0..{count - 1}, got {len(indices)} of them; is it the split of other data?")
+        return indices
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What `grow` needs to know.
+
+    Attributes:
+        source: the generative model.
+        reference: what the user has; novelty and information gain are relative to it.
+        calibration: reals that neither the model nor the reference holds; they set the screen's thresholds.
+        generator_train: what the model saw, for copies and the shield; None where it is not known.
+        guide: settings of a guide, such as `monai_diverse.sampling.Shield`; None for brute force.
+        screen: settings of `NoveltyScreen`.
+        labels: `reference` draws classes with the reference's shares, `balanced` with equal ones; a list gives the shares.
+        size: stop at so many accepted samples; None for no bound.
+        max_evaluations: stop before more network evaluations than this.
+        steps: inference steps; None for the source's own number.
+        batch_size: seeds a round; a guide that couples the batch makes it part of the recipe.
+        dtype: how the bank stores images: uint8, float16 or float32.
+        seed: of the whole bank.
+    """
+
+    source: Component
+    reference: DataChoice
+    calibration: DataChoice
+    generator_train: DataChoice | None = None
+    guide: Component | None = None
+    screen: Component = field(default_factory=lambda: Component(target="monai_diverse.NoveltyScreen"))
+    labels: str | tuple[float, ...] = "reference"
+    size: int | None = None
+    max_evaluations: int = 100_000
+    steps: int | None = None
+    batch_size: int = 64
+    dtype: str = "uint8"
+    seed: int = 0
+    folder: Path = field(default=Path(), compare=False)
+    allow: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("max_evaluations", "batch_size", "size", "steps"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise RecipeError(f"{name}: expected a whole number from 1, got {value!r}")
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**31:
+            raise RecipeError(f"seed: expected a whole number in 0..{2**31 - 1}, got {self.seed!r}")
+        if self.dtype not in ("uint8", "float16", "float32"):
+            raise RecipeError(f"dtype: expected uint8, float16 or float32, got {self.dtype!r}")
+        if isinstance(self.labels, str) and self.labels not in ("reference", "balanced"):
+            raise RecipeError(f"labels: expected 'reference', 'balanced' or a list of shares, got {self.labels!r}")
+
+    @classmethod
+    def load(cls, path: Path | str, allow: Sequence[str] = ()) -> Recipe:
+        """Reads a recipe from YAML; its relative paths start at the file's folder.
+
+        Raises:
+            RecipeError: no such file, not YAML, unknown or missing keys.
+        """
+        path = Path(path)
+        try:
+            content = yaml.safe_load(path.read_text())
+        except OSError as error:
+            raise RecipeError(f"{path}: expected a recipe, but it cannot be read: {error.strerror}") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise RecipeError(f"{path}: expected YAML, but {' '.join(str(error).split())}") from error
+        if not isinstance(content, dict):
+            raise RecipeError(f"{path}: expected a mapping with source, reference and calibration, got {type(content).__name__}")
+        return replace(cls.from_json(content), folder=path.parent, allow=tuple(allow))
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Recipe:
+        """Makes a recipe of plain values; the inverse of `as_json`."""
+        values = dict(content)
+        kinds: dict[str, type] = {"source": Component, "guide": Component, "screen": Component}
+        kinds |= dict.fromkeys(("reference", "calibration", "generator_train"), DataChoice)
+        for key, kind in kinds.items():
+            if values.get(key) is not None:
+                values[key] = _from_mapping(kind, values[key], key)
+            elif key == "screen":
+                values.pop(key, None)
+        if isinstance(values.get("labels"), list):
+            values["labels"] = tuple(values["labels"])
+        recipe: Recipe = _from_mapping(cls, values, "recipe", hidden=("folder", "allow"))
+        return recipe
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, without where the file lay."""
+        values = asdict(self)
+        values.pop("folder")
+        values.pop("allow")
+        return values | {"labels": self.labels if isinstance(self.labels, str) else list(self.labels)}
+
+    def fingerprint(self, data: Mapping[str, str]) -> str:
+        """SHA-256 of all that decides which samples a bank holds, but not how many.
+
+        Args:
+            data: hashes of the images that play a part, since a path does not say what lies there.
+        """
+        values = self.as_json()
+        for bound in ("size", "max_evaluations"):
+            values.pop(bound)
+        return fingerprint_of({"recipe": values, "data": dict(data)})
+
+
+def _resolved(value: Any, folder: Path, allow: Sequence[str]) -> Any:
+    if isinstance(value, Mapping) and "target" in value:
+        return _from_mapping(Component, value, str(value["target"])).build(folder, allow)
+    if isinstance(value, str) and not Path(value).is_absolute() and (folder / value).exists() and value not in ("", "."):
+        return str(folder / value)
+    return value
+
+
+def _from_mapping(kind: type, values: Any, name: str, hidden: Sequence[str] = ()) -> Any:
+    if not isinstance(values, Mapping):
+        raise RecipeError(f"{name}: expected a mapping, got {values!r}")
+    known = [f.name for f in fields(kind) if f.init and f.name not in hidden]
+    unknown = [str(key) for key in values if key not in known]
+    if unknown:
+        raise RecipeError(f"{name}: unknown key {unknown[0]!r}; expected some of {', '.join(known)}")
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise RecipeError(f"{name}: {error}") from error

@@ -1,0 +1,118 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from monai_diverse import NoveltyScreen, Recipe
+from monai_diverse.errors import DataError, RecipeError
+from monai_diverse.recipe import Component, DataChoice
+
+
+def test_yaml_round_trip(recipe_file: Path, tmp_path: Path) -> None:
+    recipe = Recipe.load(recipe_file)
+    (tmp_path / "again.yaml").write_text(yaml.safe_dump(recipe.as_json()))
+    again = Recipe.load(tmp_path / "again.yaml")
+    assert again == recipe
+    assert again.fingerprint({}) == recipe.fingerprint({})
+
+
+def test_fingerprint_holds_all_but_the_bounds(recipe_file: Path) -> None:
+    recipe = Recipe.load(recipe_file)
+    same = recipe.fingerprint({"reference": "a"})
+    assert replace(recipe, size=7, max_evaluations=9).fingerprint({"reference": "a"}) == same
+    others = [
+        replace(recipe, **{key: value}) for key, value in (("seed", 4), ("batch_size", 16), ("labels", "balanced"), ("steps", 4), ("guide", None))
+    ]
+    others[-1] = replace(recipe, guide=Component(target="monai_diverse.sampling.Shield"))
+    prints = {other.fingerprint({"reference": "a"}) for other in others} | {recipe.fingerprint({"reference": "b"}), same}
+    assert len(prints) == 7
+
+
+def _edited(file: Path, **changes: object) -> Path:
+    content = json.loads(file.read_text())
+    content.update(changes)
+    file.write_text(json.dumps({k: v for k, v in content.items() if v is not ...}))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sedd": 1}, "unknown key 'sedd'"),
+        ({"source": ...}, "source"),
+        ({"source": 3}, "source: expected a mapping"),
+        ({"reference": {"paht": "x"}}, "unknown key 'paht'"),
+        ({"seed": -1}, "seed: expected"),
+        ({"size": 0}, "size: expected a whole number from 1, got 0"),
+        ({"batch_size": 1.5}, "batch_size"),
+        ({"dtype": "int8"}, "dtype"),
+        ({"labels": "even"}, "labels"),
+    ],
+)
+def test_bad_recipes_are_explained(recipe_file: Path, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        Recipe.load(_edited(recipe_file, **changes))
+
+
+@pytest.mark.parametrize("content", ["- a list", "{unclosed", "\x00"])
+def test_no_yaml(tmp_path: Path, content: str) -> None:
+    (tmp_path / "r.yaml").write_text(content)
+    with pytest.raises(RecipeError, match="expected"):
+        Recipe.load(tmp_path / "r.yaml")
+    with pytest.raises(RecipeError, match="cannot be read"):
+        Recipe.load(tmp_path / "absent.yaml")
+
+
+def test_only_allowed_packages_are_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "stranger.py").write_text("from pathlib import Path\nPath('ran').touch()\nclass Thing: pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    component = Component(target="stranger.Thing")
+    with pytest.raises(RecipeError, match="--allow"):
+        component.build(Path())
+    assert not (tmp_path / "ran").exists()
+    assert type(component.build(Path(), allow=("stranger",))).__name__ == "Thing"
+
+
+@pytest.mark.parametrize(
+    ("component", "message"),
+    [
+        (Component(target="monai_diverse.Nothing"), "importable class"),
+        (Component(target="monai_diverse.nowhere.Thing"), "importable class"),
+        (Component(target="os.system"), "--allow"),
+        (Component(target="monai_diverse.NoveltyScreen", arguments={"colour": 1}), "arguments do not fit"),
+    ],
+)
+def test_bad_components(component: Component, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        component.build(Path())
+
+
+def test_components_nest(tmp_path: Path) -> None:
+    arguments = {"extractor": {"target": "monai_diverse.features.PixelFeatures"}, "components": 3}
+    screen = Component(target="monai_diverse.NoveltyScreen", arguments=arguments).build(tmp_path)
+    assert isinstance(screen, NoveltyScreen)
+    assert type(screen.extractor).__name__ == "PixelFeatures"
+
+
+def test_data_parts(tiny_model: Path, blob_file: Path) -> None:
+    split = json.loads((tiny_model / "split.json").read_text())
+    chosen = DataChoice(path=blob_file.name, split_file=str(tiny_model / "split.json"), part="calibration")
+    data = chosen.load(blob_file.parent)
+    stored = np.load(blob_file)["train_images"][split["calibration"]]
+    np.testing.assert_allclose(data.images[:, 0] * 255, stored, atol=1e-4)
+    both = replace(chosen, mirrored=True).load(blob_file.parent)
+    np.testing.assert_array_equal(both.images[len(data) :], data.images[..., ::-1])
+    np.testing.assert_array_equal(both.group_ids[: len(data)], both.group_ids[len(data) :])
+
+
+def test_bad_data_parts(tmp_path: Path, blob_file: Path) -> None:
+    with pytest.raises(RecipeError, match="needs split_file"):
+        DataChoice(path=str(blob_file), part="calibration").load(tmp_path)
+    (tmp_path / "split.json").write_text(json.dumps({"far": [0, 999], "empty": []}))
+    for part, message in (("far", r"0\.\.149"), ("empty", r"0\.\.149"), ("none", "list of indices 'none'")):
+        with pytest.raises(DataError, match=message):
+            DataChoice(path=str(blob_file), split_file="split.json", part=part).load(tmp_path)
