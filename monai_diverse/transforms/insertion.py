@@ -1,0 +1,119 @@
+"""A sample in the place of a real image: same type, dtype, shape and device, and nothing of the patient."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Randomizable
+from monai.utils import MAX_SEED
+
+from monai_diverse.bank import SampleBank
+from monai_diverse.errors import DataError, RecipeError
+
+SampleTransform = Callable[[npt.NDArray[np.float32]], Any]
+
+REAL = "real"
+CLASS_NAME_KEY = "class_name"
+_TOLERANCE = 4.0
+_TOLERANCE_RAW = 0.5
+_DIM = 0.02
+
+
+def source_of(index: int | None) -> str:
+    """What an item says of its origin: "real", or "synthetic:INDEX" with the sample's index in its bank."""
+    return REAL if index is None else f"synthetic:{index}"
+
+
+class Insertion:
+    """Puts samples of a bank in the place of real images.
+
+    Args:
+        bank: the samples.
+        sample_transform: applied to the sample, a float32 array (c, *spatial) in [0, 1], before it replaces an image: whatever the real
+            images have been through by then (resize, scaling, z-score). None: the sample as it is.
+    """
+
+    def __init__(self, bank: SampleBank, sample_transform: SampleTransform | None) -> None:
+        if sample_transform is not None and not callable(sample_transform):
+            raise RecipeError(f"sample_transform: expected a callable, got {type(sample_transform).__name__}")
+        self.bank = bank
+        self.sample_transform = sample_transform
+        self._range_seen = False
+
+    def seed(self, rng: np.random.RandomState) -> None:
+        """Seeds `sample_transform` from `rng` where it is random."""
+        if isinstance(self.sample_transform, Randomizable):
+            self.sample_transform.set_random_state(seed=int(rng.randint(MAX_SEED, dtype="uint32")))
+
+    def class_name(self, label: int) -> str:
+        """What "class_name" of an item with this label says: the name that the bank's source gave it, or "class LABEL"."""
+        names = self.bank.header.source.get("class_names")
+        return str(names[label]) if isinstance(names, list) and label < len(names) else f"class {label}"
+
+    def check(self, real: Any, what: str) -> None:
+        """Raises DataError unless `real` is an image, and, where no `sample_transform` could change that, one of the bank's shape."""
+        if not isinstance(real, np.ndarray | torch.Tensor):
+            raise DataError(f"{what}: expected an array or tensor (channels, *spatial), got {type(real).__name__}; load the image first")
+        if self.sample_transform is None:
+            self._check_shape(tuple(real.shape), self.bank.header.shape, what)
+
+    def sample(self, index: int) -> npt.NDArray[Any]:
+        """Sample `index`, transformed, as a fresh array."""
+        image = self.bank.images[index]
+        if self.sample_transform is None:
+            return image
+        made = self.sample_transform(image)
+        if not isinstance(made, np.ndarray | torch.Tensor):
+            raise DataError(f"sample_transform: expected it to return an array or tensor, got {type(made).__name__}")
+        return made.detach().cpu().float().numpy() if isinstance(made, torch.Tensor) else made
+
+    def put(self, sample: npt.NDArray[Any], real: Any, what: str) -> Any:
+        """A sample in the form of `real`: NumPy array, tensor, or a MetaTensor with meta data of its own.
+
+        Raises:
+            DataError: another shape than the real image's.
+        """
+        self._check_shape(tuple(real.shape), tuple(sample.shape), what)
+        self._check_range(sample, real, what)
+        if isinstance(real, np.ndarray):
+            return _cast(sample, real.dtype)
+        tensor = torch.from_numpy(_cast(sample, sample.dtype) if real.is_floating_point() else np.rint(sample))
+        tensor = tensor.to(dtype=real.dtype, device=real.device)
+        return MetaTensor(tensor) if isinstance(real, MetaTensor) else tensor
+
+    def _check_shape(self, real: tuple[int, ...], sample: tuple[int, ...], what: str) -> None:
+        if real != sample:
+            raise DataError(
+                f"{what}: the real image has shape {real}, the sample {sample}; place this transform where images are (channels, *spatial) of the"
+                " bank's size, or pass a sample_transform that resizes samples as your images were"
+            )
+
+    def _check_range(self, sample: npt.NDArray[Any], real: Any, what: str) -> None:
+        if self._range_seen:
+            return
+        low, high = float(real.min()), float(real.max())
+        if low == high:
+            return  # a blank image says nothing: look at the next
+        self._range_seen = True
+        if self.sample_transform is None:
+            bottom, top, tolerance = 0.0, 1.0, _TOLERANCE_RAW  # the range that all samples share
+        else:
+            bottom, top, tolerance = float(sample.min()), float(sample.max()), _TOLERANCE  # of one sample only: less sure
+        slack = tolerance * (top - bottom)
+        if low < bottom - slack or high > top + slack or high - low < _DIM * (top - bottom):
+            warnings.warn(
+                f"{what}: real intensities are in [{low:.4g}, {high:.4g}], the sample's in [{bottom:.4g}, {top:.4g}]: a classifier could tell them"
+                " apart by that alone; pass a sample_transform that scales samples as your images were, or place this transform earlier",
+                stacklevel=2,
+            )
+
+
+def _cast(sample: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    rounded = np.rint(sample) if dtype.kind in "iu" and sample.dtype.kind == "f" else sample
+    return np.array(rounded, dtype=dtype, order="C")
