@@ -1,0 +1,79 @@
+"""Means over seeds with their intervals, and differences paired over seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from monai_diverse.errors import DataError
+from monai_diverse.study.metrics import METRICS
+from monai_diverse.study.training import Run
+
+
+def t_interval(values: Sequence[float], confidence: float = 0.95) -> dict[str, Any]:
+    """Mean and Student's t interval, mean ± t(n-1) s/√n.
+
+    It covers what varies between seeds (initial weights, order, augmentation, replacements), not the choice of the
+    images: training, test and bank images are the same for all seeds. It is not cut to [0, 1].
+
+    Returns:
+        JSON: {"mean", "ci95": [low, high]}. One value has no interval: [None, None]. Equal values: [mean, mean].
+
+    Raises:
+        DataError: no value.
+    """
+    if not values:
+        raise DataError("interval: expected at least one value, got none")
+    mean = float(np.mean(values))
+    if len(values) == 1:
+        return {"mean": mean, "ci95": [None, None]}
+    half = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1)) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return {"mean": mean, "ci95": [mean - half, mean + half]}
+
+
+def summarise(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
+    """Each arm's metrics over its seeds.
+
+    Returns:
+        JSON, arms in order of first appearance: {arm: {metric: {"mean", "ci95"}, ..., "seeds": number of runs}}.
+
+    Raises:
+        DataError: a seed twice in one arm.
+    """
+    arms = dict.fromkeys(run.arm for run in runs)
+    return {arm: _over_seeds({seed: run.metrics for seed, run in _by_seed(runs, arm).items()}) for arm in arms}
+
+
+def compare(runs: Sequence[Run], arm: str, control: str) -> dict[str, Any]:
+    """Differences arm minus control, seed by seed.
+
+    Runs of one seed share initial weights, order and augmentation, so the differences vary less than the arms do.
+
+    Returns:
+        JSON: {metric: {"mean", "ci95"}, ..., "seeds": number of pairs}; `t_interval` of the differences.
+
+    Raises:
+        DataError: an arm without runs, or the two arms ran on different seeds.
+    """
+    ours, theirs = _by_seed(runs, arm), _by_seed(runs, control)
+    if ours.keys() != theirs.keys():
+        raise DataError(f"compare: expected {arm!r} and {control!r} on the same seeds, got {sorted(ours)} and {sorted(theirs)}")
+    return _over_seeds({seed: {name: ours[seed].metrics[name] - theirs[seed].metrics[name] for name in METRICS} for seed in ours})
+
+
+def _by_seed(runs: Sequence[Run], arm: str) -> dict[int, Run]:
+    chosen = [run for run in runs if run.arm == arm]
+    result = {run.seed: run for run in chosen}
+    if not chosen:
+        raise DataError(f"runs: expected some of arm {arm!r}, got only {sorted({run.arm for run in runs})}")
+    if len(result) < len(chosen):
+        raise DataError(f"runs: expected one run a seed of arm {arm!r}, got seeds {sorted(run.seed for run in chosen)}")
+    return result
+
+
+def _over_seeds(values: dict[int, dict[str, float]]) -> dict[str, Any]:
+    return {name: t_interval([metrics[name] for metrics in values.values()]) for name in METRICS} | {"seeds": len(values)}
