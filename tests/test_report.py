@@ -1,0 +1,355 @@
+from __future__ import annotations
+
+import base64
+import copy
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib import pyplot
+from PIL import Image
+from scipy.stats import binomtest
+
+from monai_diverse.errors import DataError
+from monai_diverse.report import BREASTMNIST_ATTRIBUTION, Pictures, draw_figures, write_report
+from monai_diverse.report.figures import MAX_PAIRS
+from monai_diverse.report.page import classifier_in_words, difference_in_words, parity_in_words, yields_in_words
+
+HOSTILE = '<script>alert("x")</script> & "$\\frac{" $_{'
+METRICS = ("balanced_accuracy", "auc", "accuracy")
+
+
+class Page(HTMLParser):
+    """What a browser would load and show."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.loads: list[str] = []
+        self.style = ""
+        self.text = ""
+        self.feed(source)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.loads += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action", "poster", "background")]
+        self.style += " ".join(value or "" for name, value in attrs if name == "style")
+
+    def handle_data(self, data: str) -> None:
+        if self.tags and self.tags[-1] == "style" and not self.style:
+            self.style = data
+        else:
+            self.text += data + " "
+
+
+def yields(accepted: int, drawn: int, nfe: int | None = None) -> dict[str, Any]:
+    interval = binomtest(accepted, drawn).proportion_ci(0.95)
+    value = {"drawn": drawn, "accepted": accepted, "per_10k": 1e4 * accepted / drawn, "ci95": [1e4 * interval.low, 1e4 * interval.high]}
+    return value | ({} if nfe is None else {"nfe": nfe, "accepted_per_1k_nfe": 1e3 * accepted / nfe})
+
+
+def scores(mean: float, half: float | None) -> dict[str, Any]:
+    return {metric: {"mean": mean, "ci95": [None, None] if half is None else [mean - half, mean + half]} for metric in METRICS} | {"seeds": 5}
+
+
+def summary(*, accepted: int = 7, difference: float = 0.01, half: float | None = 0.03) -> dict[str, Any]:
+    return {
+        "version": "0.1.0",
+        "seed": 3,
+        "quick": False,
+        "seconds": 600.0,
+        "environment": {"python": "3.11.2", "torch": "2.13.0", "cpu": "a processor"},
+        "yield": {"diverse": yields(accepted, 1000, 20000), "random": yields(1, 1000, 20000), "heldout_real": yields(2, 156)},
+        "rejections": {"copy": 11, "not_novel": 700, "irrelevant": 82, "outlier": 1000 - 11 - 700 - 82 - 13 - accepted, "duplicate": 13},
+        "rejections_random": {"copy": 20, "not_novel": 900, "irrelevant": 50, "outlier": 29, "duplicate": 0},
+        "classifier": {arm: scores(0.8, half) for arm in ("real", "standard", "duplicates", "random", "diverse")},
+        "comparisons": {f"diverse_vs_{control}": scores(difference, half) for control in ("duplicates", "random", "standard")},
+        "bank": {"path": "bank", "size": accepted, "fingerprint": "ab" * 32},
+        "recipe": {"guide": "shield", "steps": 20},
+        "provenance": {"model": {"name": "a model"}, "note": "some note"},
+    }
+
+
+def pictures(diverse: int = 7, shape: tuple[int, ...] = (1, 8, 8), names: tuple[str, ...] = ("malignant", "benign")) -> Pictures:
+    rng = np.random.default_rng(0)
+
+    def some(count: int) -> np.ndarray:
+        return rng.uniform(size=(count, *shape)).astype(np.float32)
+
+    labels = np.arange(40, dtype=np.int64) % len(names)
+    return Pictures(
+        real=some(20),
+        real_labels=labels[:20],
+        random=some(9),
+        random_labels=labels[:9],
+        diverse=some(diverse),
+        diverse_labels=labels[:diverse],
+        nearest=some(diverse),
+        diverse_scores=[{"copy": 0.5, "information_gain": 1.25 + index} for index in range(diverse)],
+        class_names=names,
+    )
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    out = tmp_path_factory.mktemp("report")
+    page = write_report(out, summary(), pictures())
+    return out, page.read_text(encoding="utf-8")
+
+
+def text_of(source: str) -> str:
+    return " ".join(Page(source).text.split())
+
+
+def test_every_figure_is_in_the_page_and_in_its_folder(written: tuple[Path, str]) -> None:
+    out, source = written
+    files = sorted((out / "figures").iterdir())
+    assert [f.name for f in files] == [f"{n}.png" for n in ("classifier", "differences", "pairs", "rejections", "samples", "yields")]
+    embedded = [base64.b64decode(load.removeprefix("data:image/png;base64,")) for load in Page(source).loads]
+    assert sorted(embedded) == sorted(f.read_bytes() for f in files)
+    for file in files:
+        with Image.open(file) as image:
+            assert image.width > 800
+
+
+def test_the_page_loads_nothing_from_elsewhere(written: tuple[Path, str]) -> None:
+    page = Page(written[1])
+    assert page.loads
+    assert all(load.startswith("data:image/png;base64,") for load in page.loads)
+    assert not {"script", "link", "iframe", "object", "embed", "base"} & set(page.tags)
+    assert "max-width" in page.style
+    assert "url(" not in page.style
+    assert "@import" not in page.style
+
+
+def test_the_page_says_what_there_is_to_say(written: tuple[Path, str]) -> None:
+    text = text_of(written[1])
+    assert "7 diverse samples were accepted from 1,000 drawn: 70 per 10,000" in text
+    low, high = summary()["yield"]["diverse"]["ci95"]
+    assert f"{low:.4g} to {high:.4g}" in text
+    for wanted in ("ab" * 32, "shield", "2.13.0", "a processor", "CC BY 4.0", "Not for clinical use", "accepts by mistake"):
+        assert wanted in text
+    for paragraph in BREASTMNIST_ATTRIBUTION:
+        assert " ".join(paragraph.split()) in text
+    for count in (700, 900, 13):
+        assert str(count) in text
+    assert "8.25" not in text  # seven samples: their gains run from 1.25 to 7.25
+    assert "7.25" in text
+
+
+def test_a_report_repeats_byte_for_byte(written: tuple[Path, str], tmp_path: Path) -> None:
+    assert write_report(tmp_path, summary(), pictures()).read_text(encoding="utf-8") == written[1]
+
+
+def test_matplotlibs_global_state_is_left_alone(tmp_path: Path) -> None:
+    before, open_figures = dict(mpl.rcParams), pyplot.get_fignums()
+    draw_figures(summary(), pictures())["samples"].savefig(tmp_path / "samples.png")
+    assert dict(mpl.rcParams) == before
+    assert pyplot.get_fignums() == open_figures
+
+
+def test_hostile_text_is_shown_not_run(written: tuple[Path, str], tmp_path: Path) -> None:
+    value = summary()
+    value["version"] = value["bank"]["path"] = value["bank"]["fingerprint"] = HOSTILE
+    value["environment"] = {HOSTILE: HOSTILE}
+    value["recipe"] = {HOSTILE: [HOSTILE]}
+    value["provenance"] = {HOSTILE: HOSTILE, "nested": {HOSTILE: HOSTILE}}
+    value["classifier"][HOSTILE] = value["classifier"].pop("random")
+    value["comparisons"][f"diverse_vs_{HOSTILE}"] = value["comparisons"].pop("diverse_vs_random")
+    shown = pictures(names=(HOSTILE, "benign"))
+    shown = Pictures(**{**vars(shown), "diverse_scores": [{HOSTILE: 1.0}] * 7})
+    source = write_report(tmp_path, value, shown, attribution=[HOSTILE]).read_text(encoding="utf-8")
+    page = Page(source)
+    assert "script" not in page.tags
+    assert page.text.count('<script>alert("x")</script>') >= 10
+    assert set(page.tags) == set(Page(written[1]).tags)
+
+
+def test_an_empty_bank_is_reported_as_such(tmp_path: Path) -> None:
+    page = write_report(tmp_path, summary(accepted=0), pictures(0))
+    text = text_of(page.read_text(encoding="utf-8"))
+    assert "No sample was accepted from 1,000 drawn" in text
+    assert "There is no diverse sample to show" in text
+    assert not (tmp_path / "figures" / "pairs.png").exists()
+
+
+def test_one_seed_and_no_classifier(tmp_path: Path) -> None:
+    text = text_of(write_report(tmp_path / "one", summary(half=None), pictures()).read_text(encoding="utf-8"))
+    assert "nothing can be concluded" in text
+    assert "null result" not in text
+    value = summary() | {"classifier": {}, "comparisons": {}}
+    text = text_of(write_report(tmp_path / "none", value, pictures()).read_text(encoding="utf-8"))
+    assert "No classifier was trained" in text
+    assert not (tmp_path / "none" / "figures" / "classifier.png").exists()
+
+
+def test_optional_keys_may_be_missing(tmp_path: Path) -> None:
+    value = summary()
+    for key in ("recipe", "provenance", "rejections_random"):
+        del value[key]
+    text = text_of(write_report(tmp_path, value, pictures()).read_text(encoding="utf-8"))
+    assert "Recipe" not in text
+    with pytest.raises(DataError, match="missing yield, bank"):
+        write_report(tmp_path, {k: v for k, v in value.items() if k not in ("yield", "bank")}, pictures())
+
+
+# --- words
+
+
+def test_the_page_tells_a_gain_from_a_null_result(written: tuple[Path, str], tmp_path: Path) -> None:
+    null, gain = text_of(written[1]), text_of(write_report(tmp_path, summary(difference=0.05), pictures()).read_text(encoding="utf-8"))
+    assert "null result" in null
+    assert "the interval includes 0: no difference shown" in null
+    assert "null result" not in gain
+    assert "no difference shown" not in gain
+    assert "9 favour diverse samples" in gain
+
+
+@pytest.mark.parametrize(
+    ("difference", "wanted"),
+    [(0.01, "null result"), (-0.01, "null result"), (0.0, "null result"), (0.05, "9 favour diverse samples"), (-0.05, "9 favour the control")],
+)
+def test_a_null_result_is_called_one_and_nothing_else_is(difference: float, wanted: str) -> None:
+    words = classifier_in_words(summary(difference=difference)["comparisons"])
+    assert wanted in words
+    assert ("null result" in words) == (wanted == "null result")
+
+
+def test_negative_numbers_have_a_minus_sign(written: tuple[Path, str]) -> None:
+    assert "−0.020 to +0.040" in text_of(written[1])
+    assert "+0.010" in text_of(written[1])
+
+
+def test_runs_without_twins_and_held_out_images_with_twins_are_shown(tmp_path: Path) -> None:
+    value = summary()
+    value["classifier_without_twins"] = {"images": 123} | {arm: scores(0.654, 0.01) for arm in value["classifier"]}
+    value["yield"]["heldout_real_with_twins"] = yields(5, 78)
+    text = text_of(write_report(tmp_path, value, pictures()).read_text(encoding="utf-8"))
+    assert "The same runs on the 123 test images" in text
+    assert text.count("0.654") == 15
+    assert "with near-duplicates of other real images 78 5" in text
+
+
+def test_mixed_results_are_counted() -> None:
+    comparisons = copy.deepcopy(summary()["comparisons"])
+    comparisons["diverse_vs_random"]["auc"] = {"mean": 0.05, "ci95": [0.01, 0.09]}
+    comparisons["diverse_vs_random"]["accuracy"] = {"mean": -0.05, "ci95": [-0.09, -0.01]}
+    words = classifier_in_words(comparisons)
+    assert "1 favour diverse samples, 1 favour the control and 7 include 0" in words
+    assert "null result" not in words
+
+
+@given(st.floats(-1, 1), st.floats(0, 1))
+def test_words_follow_the_interval(mean: float, half: float) -> None:
+    low, high = mean - half, mean + half
+    words = difference_in_words({"mean": mean, "ci95": [low, high]})
+    assert ("includes 0" in words) == (low <= 0 <= high)
+    assert ("better" in words) == (low > 0)
+    assert ("worse" in words) == (high < 0)
+
+
+@given(st.integers(0, 300), st.integers(0, 300))
+def test_yields_are_compared_by_their_intervals(ours: int, theirs: int) -> None:
+    one, other = yields(ours, 300), yields(theirs, 300)
+    words = yields_in_words(one, other, "these", "those")
+    overlap = max(one["ci95"][0], other["ci95"][0]) <= min(one["ci95"][1], other["ci95"][1])
+    assert ("overlap" in words) == overlap
+    assert ("higher" in words) == (not overlap and ours > theirs)
+    assert ("lower" in words) == (not overlap and ours < theirs)
+
+
+def test_parity_is_the_ratio_and_its_range() -> None:
+    diverse, heldout = yields(30, 1000), yields(4, 400)
+    words = parity_in_words(diverse, heldout)
+    assert "Parity is 3;" in words
+    assert f"{diverse['ci95'][0] / heldout['ci95'][1]:.2g} to {diverse['ci95'][1] / heldout['ci95'][0]:.2g}" in words
+    words = parity_in_words(diverse, yields(0, 400))
+    assert "cannot be computed: 0 of 400" in words
+    assert "at least" in words
+    assert "no upper limit" not in words
+
+
+def test_nothing_drawn_is_not_compared() -> None:
+    nothing = {"drawn": 0, "accepted": 0, "per_10k": 0.0, "ci95": [0.0, 10000.0]}
+    assert "cannot be compared" in yields_in_words(nothing, yields(1, 10), "these", "those")
+    assert "cannot be computed" in parity_in_words(nothing, yields(1, 10))
+    assert "cannot be computed" in parity_in_words(yields(1, 10), nothing)
+
+
+# --- figures
+
+
+def test_images_are_shown_true(written: tuple[Path, str]) -> None:
+    shown = pictures()
+    figures = draw_figures(summary(), shown)
+    panel = figures["samples"].axes[0]
+    (image,) = panel.get_images()
+    assert image.get_clim() == (0, 1)
+    assert image.get_interpolation() == "nearest"
+    first = shown.real[shown.real_labels == 0][0, 0]
+    np.testing.assert_array_equal(np.asarray(image.get_array())[:8, :8, 0], first)
+    (pair,) = figures["pairs"].axes[3].get_images()
+    np.testing.assert_array_equal(np.asarray(pair.get_array())[:, :8, 0], shown.diverse[3, 0])
+    np.testing.assert_array_equal(np.asarray(pair.get_array())[:, -8:, 0], shown.nearest[3, 0])
+
+
+def test_bars_are_what_is_left_after_each_gate() -> None:
+    value = summary()
+    panels = draw_figures(value, pictures())["rejections"].axes
+    for panel, rejections in zip(panels, (value["rejections"], value["rejections_random"]), strict=True):
+        lost = np.cumsum([0, *rejections.values()])
+        assert [bar.get_width() for bar in panel.patches] == (1000 - lost).tolist()
+
+
+def test_intervals_are_drawn_where_they_are() -> None:
+    value = summary()
+    panel = draw_figures(value, pictures())["yields"].axes[0]
+    lines = [np.asarray(line.get_xdata(), dtype=float).tolist() for line in panel.get_lines()]
+    for yielded in value["yield"].values():
+        assert yielded["ci95"] in lines
+        assert [yielded["per_10k"]] in lines
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 6, 8, 8), (2, 8, 8)])
+def test_colour_volumes_and_several_channels(shape: tuple[int, ...]) -> None:
+    shown = pictures(shape=shape)
+    (image,) = draw_figures(summary(), shown)["samples"].axes[0].get_images()
+    first = shown.real[0]
+    expected = {3: first, 1: first[:, first.shape[1] // 2], 2: first}[shape[0]]
+    np.testing.assert_array_equal(np.asarray(image.get_array())[:8, :8, 0], expected[0])
+    if shape[0] == 3:
+        np.testing.assert_array_equal(np.asarray(image.get_array())[:8, :8, 2], expected[2])
+
+
+def test_a_long_list_of_pairs_is_cut_and_says_so(tmp_path: Path) -> None:
+    shown = pictures(MAX_PAIRS + 5)
+    text = text_of(write_report(tmp_path, summary(accepted=MAX_PAIRS + 5), shown).read_text(encoding="utf-8"))
+    assert f"The first {MAX_PAIRS} of {MAX_PAIRS + 5} diverse samples" in text
+    assert f"#{MAX_PAIRS}" in text
+    assert f"#{MAX_PAIRS + 1}" not in text
+
+
+def test_pictures_are_checked() -> None:
+    good = vars(pictures())
+    for change, message in (
+        ({"real": good["real"] * 2}, "real: expected values"),
+        ({"real_labels": good["real_labels"][:-1]}, "real_labels: expected shape"),
+        ({"diverse_labels": good["diverse_labels"] + 5}, "diverse_labels: expected classes"),
+        ({"nearest": good["nearest"][:-1]}, "nearest: expected one for each of 7"),
+        ({"diverse_scores": []}, "diverse_scores: expected one for each of 7"),
+    ):
+        with pytest.raises(DataError, match=message):
+            Pictures(**{**good, **change})
+
+
+def test_the_summary_of_the_tests_is_json() -> None:
+    """The page must do with what survives a round trip: lists, not tuples; None, not NaN."""
+    assert json.loads(json.dumps(summary(), allow_nan=False)) == summary()
+    assert re.fullmatch(r"[0-9a-f]{64}", summary()["bank"]["fingerprint"])
