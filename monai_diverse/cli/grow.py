@@ -1,0 +1,55 @@
+"""`monai-diverse grow`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from tqdm import tqdm
+
+from monai_diverse.bank import SampleBank
+from monai_diverse.cli.main import app
+from monai_diverse.grow import GrowProgress, Job, grow_steps
+from monai_diverse.recipe import Recipe
+
+
+@app.command("grow")
+def command(
+    recipe: Annotated[Path, typer.Argument(help="YAML: model, images, guide, screen, bounds.")],
+    out: Annotated[Path, typer.Option(help="Folder of the bank.")],
+    size: Annotated[int | None, typer.Option(help="Stop at so many accepted samples; instead of the recipe's bound.")] = None,
+    max_evaluations: Annotated[int | None, typer.Option(help="Network evaluations to spend; instead of the recipe's bound.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a bank of the same recipe.")] = False,
+    allow: Annotated[list[str] | None, typer.Option(help="A package that the recipe may load classes from; loading runs its code.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
+) -> None:
+    """Grow a bank of diverse samples."""
+    chosen = Recipe.load(recipe, allow or ())
+    chosen = replace(chosen, size=chosen.size if size is None else size)
+    chosen = replace(chosen, max_evaluations=chosen.max_evaluations if max_evaluations is None else max_evaluations)
+    for progress in show_progress("grow", Job.prepare(chosen), out, resume=resume):
+        last = progress
+    bank = SampleBank.open(out)
+    if as_json:
+        found = {"path": str(out), "size": len(bank), "fingerprint": bank.fingerprint, "drawn": last.drawn, "nfe": last.nfe}
+        typer.echo(json.dumps(found | {"rejections": last.rejections, "seconds": last.seconds}))
+        return
+    typer.echo(f"{len(bank)} samples in {out} (of {last.drawn} drawn, {last.nfe} network evaluations); monai-diverse inspect {out} says more")
+
+
+def show_progress(name: str, job: Job, out: Path, *, resume: bool) -> list[GrowProgress]:
+    """Grows a bank behind a progress bar: drawn, accepted, rejections by reason, rate and time left."""
+    reports: list[GrowProgress] = []
+    form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
+    with tqdm(total=1.0, desc=name, bar_format=form) as bar:
+        for progress in grow_steps(job, out, resume=resume):
+            drawn_here = progress.drawn - (reports[0].drawn if reports else progress.drawn)
+            rate = drawn_here / max(progress.seconds, 1e-9)
+            rejected = ", ".join(f"{reason} {count}" for reason, count in progress.rejections.items() if count)
+            bar.update(progress.share - bar.n)
+            bar.set_postfix_str(f"{progress.drawn} drawn ({rate:.1f}/s), {progress.accepted} accepted; rejected: {rejected or 'none'}")
+            reports.append(progress)
+    return reports
