@@ -10,7 +10,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from monai_diverse.errors import StorageError
+from monai_diverse.errors import DataError, StorageError
+
+
+def _read_umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+UMASK = _read_umask()
+"""Read once, because reading it means setting it for the whole process."""
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -31,9 +41,7 @@ def write_atomic(path: Path, content: bytes) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         # mkstemp makes files private to the user; a bank on shared storage must stay readable to its group
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
+        Path(temporary).chmod(0o666 & ~UMASK)
         Path(temporary).replace(path)
         _sync_folder(path.parent)
     except OSError as error:
@@ -46,6 +54,21 @@ def write_atomic(path: Path, content: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` as indented JSON, atomically; NaN is refused."""
     write_atomic(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        DataError: no such file, not JSON, or not an object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: expected a JSON file, but it cannot be read ({error})") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
 
 
 def make_folder(path: Path) -> Path:
@@ -86,5 +109,5 @@ def _sync_folder(folder: Path) -> None:
 
 def _explain(path: Path, error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"no space left to write {path}: free some and run the same command again with --resume; nothing stored was lost"
+        return f"no space left to write {path}: free some and go on; nothing stored was lost"
     return f"cannot write {path}: {error.strerror or error}; check the folder and its permissions"

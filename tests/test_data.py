@@ -10,6 +10,7 @@ from monai_diverse.data import (
     available_splits,
     check_images,
     check_labels,
+    class_names,
     load_images,
     near_duplicate_groups,
     require_every_class,
@@ -50,6 +51,25 @@ def test_folder_gives_what_the_pictures_hold(tmp_path: Path) -> None:
     data = load_images(tmp_path)
     np.testing.assert_allclose(data.images[:, 0] * 255, stored, atol=1e-4)
     assert data.labels.tolist() == [0, 0, 1, 1]
+
+
+def _pictures(folder: Path, **grey: int) -> None:
+    for name, value in grey.items():
+        (folder / name).mkdir(parents=True)
+        Image.fromarray(np.full((4, 4), value, dtype=np.uint8)).save(folder / name / "0.png")
+
+
+def test_classes_have_one_number_over_all_splits(tmp_path: Path) -> None:
+    _pictures(tmp_path / "train", benign=10, malignant=20, normal=30)
+    _pictures(tmp_path / "val", benign=10, normal=30)
+    assert class_names(tmp_path) == ("benign", "malignant", "normal")
+    assert load_images(tmp_path).labels.tolist() == [0, 1, 2]
+    with pytest.raises(DataError, match=r"val.malignant: expected images"):
+        load_images(tmp_path, "val")
+    _pictures(tmp_path / "val", malignant=20)
+    np.testing.assert_allclose(load_images(tmp_path, "val").images[:, 0, 0, 0] * 255, [10, 20, 30], atol=1e-4)
+    with pytest.raises(DataError, match="expected a subfolder test"):
+        load_images(tmp_path, "test")
 
 
 def test_sixteen_bit_and_colour_pictures(tmp_path: Path) -> None:
@@ -101,10 +121,14 @@ def test_pickles_are_not_loaded(tmp_path: Path) -> None:
         (np.full((2, 4, 4), 7.0), [0, 1], r"values in \[0, 1\]"),
         (np.zeros((2, 4, 4), dtype=np.int16), [0, 1], "dtype int16"),
         (np.zeros((2, 4)), [0, 1], "expected images"),
-        (np.zeros((0, 4, 4)), [], "at least one image"),
+        (np.zeros((0, 4, 4)), [], "at least one image of"),
         (np.zeros((2, 4, 4)), [0, 1, 1], r"expected shape \(2,\)"),
         (np.zeros((2, 4, 4)), [0, -1], "classes from 0"),
         (np.zeros((2, 4, 4)), [0, 0.5], "whole numbers"),
+        (np.zeros((2, 4, 4)), [0, 10**10], "patient's number"),
+        (np.zeros((2, 9, 9, 4)), [0, 1], "expected images"),
+        (np.zeros((2, 1, 9, 9)), [0, 1], "expected images"),
+        (np.zeros((2, 0, 9)), [0, 1], "at least one pixel"),
     ],
 )
 def test_bad_arrays_are_refused(tmp_path: Path, images: np.ndarray, labels: list[float], message: str) -> None:
@@ -116,7 +140,7 @@ def test_bad_folders(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="subfolder"):
         load_images(tmp_path)
     (tmp_path / "a").mkdir()
-    with pytest.raises(DataError, match="empty class"):
+    with pytest.raises(DataError, match="every split needs every class"):
         load_images(tmp_path)
     (tmp_path / "a" / "x.png").write_text("no picture")
     with pytest.raises(DataError, match="expected an image"):
@@ -144,6 +168,16 @@ def test_near_duplicates_are_grouped_transitively() -> None:
     images[3] = images[0] + noise
     images[5] = images[3] * 0.5 + 0.2  # contrast and brightness do not matter to a correlation
     assert near_duplicate_groups(images).tolist() == [0, 1, 2, 0, 3, 0]
+
+
+def test_groups_do_not_depend_on_the_chunks() -> None:
+    """More images than one chunk holds, with twins far apart."""
+    images = np.random.default_rng(0).random((2300, 1, 5, 5)).astype(np.float32)
+    images[2250] = images[3]
+    images[1100] = images[2250]
+    groups = near_duplicate_groups(images, 0.999)
+    assert groups[3] == groups[1100] == groups[2250]
+    assert len(np.unique(groups)) == 2298
 
 
 def test_split_keeps_groups_whole_and_classes_close() -> None:
