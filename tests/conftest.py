@@ -13,7 +13,7 @@ import torch
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from monai_diverse.data import LabelledImages
-from monai_diverse.training import TrainConfig, prepare, train, write_card, write_model_json
+from monai_diverse.training import ModelCard, TrainConfig, prepare, train, write_card, write_model_json
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 SIDE = 8
@@ -73,7 +73,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, blob_file: Path, tiny_c
     folder = tmp_path_factory.mktemp("model") / "tiny"
     for _ in train(prepare(blob_file, tiny_config), folder, tiny_config):
         pass
-    write_model_json(folder, name="tiny", classes=2, class_names=["top", "bottom"], licence="CC0", mirror=True, command="test")
+    write_model_json(folder, ModelCard(name="tiny", classes=2, class_names=("top", "bottom"), licence="CC0", mirror=True))
     write_card(folder)
     return folder
 

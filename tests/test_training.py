@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DModel
+from PIL import Image
 from safetensors.torch import load_file
 
-from monai_diverse.errors import DataError, RecipeError
+from monai_diverse.errors import DataError, RecipeError, StorageError
 from monai_diverse.training import TrainConfig, prepare, train
 from monai_diverse.training.config import build_scheduler, build_unet
 from monai_diverse.training.objective import bank_loss, draw_batch, generator_for, validation_bank
@@ -35,9 +38,10 @@ def test_weights_load_with_diffusers_alone(tiny_model: Path) -> None:
 def test_interrupted_training_gives_the_same_model(tmp_path: Path, blob_file: Path, tiny_config: TrainConfig, tiny_model: Path) -> None:
     data = prepare(blob_file, tiny_config)
     steps = train(data, tmp_path / "m", tiny_config)
-    assert next(steps).step == 80
+    seen = [next(steps).step for _ in range(100)]
     steps.close()
-    assert [p.step for p in train(data, tmp_path / "m", tiny_config)] == [160, 240]
+    assert seen == list(range(1, 101))
+    assert [p.step for p in train(data, tmp_path / "m", tiny_config)] == list(range(81, 241))
     whole, resumed = _weights(tiny_model), _weights(tmp_path / "m")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
@@ -64,6 +68,55 @@ def test_split_is_disjoint_and_recorded(tiny_model: Path, blob_file: Path, tiny_
     data = prepare(blob_file, tiny_config)
     np.testing.assert_array_equal(data.seen.labels, prepare(blob_file, tiny_config).seen.labels)
     assert len(data.validation) == 40
+
+
+def test_validation_holds_no_twin_of_a_train_image(tmp_path: Path, blob_file: Path, tiny_config: TrainConfig) -> None:
+    """A validation image that the model nearly saw would favour a stop at which it memorises."""
+    stored = dict(np.load(blob_file))
+    stored["val_images"][[3, 17]] = stored["train_images"][[8, 140]]
+    np.savez(tmp_path / "twins.npz", **stored)
+    data = prepare(tmp_path / "twins.npz", tiny_config)
+    assert data.split["validation"] == [i for i in range(40) if i not in (3, 17)]
+    assert len(data.validation) == 38
+    np.savez(tmp_path / "all.npz", **stored | {"val_images": stored["train_images"][:40], "val_labels": stored["train_labels"][:40]})
+    with pytest.raises(DataError, match="near-duplicates only"):
+        prepare(tmp_path / "all.npz", tiny_config)
+
+
+def test_full_disk_keeps_the_last_checkpoint(tmp_path: Path, blob_file: Path, tiny_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(tiny_config, check_every=5, steps=20)
+    steps = train(prepare(blob_file, config), tmp_path / "m", config)
+    seen = [next(steps).step for _ in range(7)]
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(StorageError, match="no space left"):
+            list(steps)
+    assert seen[-1] == 7
+    assert [p.step for p in train(prepare(blob_file, config), tmp_path / "m", config)] == list(range(6, 21))
+
+
+def test_diverging_loss_is_refused(tmp_path: Path, blob_file: Path, tiny_config: TrainConfig) -> None:
+    config = replace(tiny_config, learning_rate=1e30, check_every=5)
+    with pytest.raises(RecipeError, match="lower the learning rate"):
+        list(train(prepare(blob_file, config), tmp_path / "m", config))
+    assert not (tmp_path / "m" / "checkpoint.pt").exists()
+
+
+def test_classes_of_a_folder_name_themselves(tmp_path: Path, tiny_config: TrainConfig) -> None:
+    for name, row in (("benign", 2), ("malignant", 6)):
+        (tmp_path / name).mkdir()
+        for i in range(8):
+            picture = np.random.default_rng(i + 10 * row).integers(0, 60, (8, 8), dtype=np.uint8)
+            picture[row] = 200
+            Image.fromarray(picture).save(tmp_path / name / f"{i}.png")
+    data = prepare(tmp_path, replace(tiny_config, calibration_parts=4))
+    assert data.class_names == ("benign", "malignant")
+    assert data.split["validation"] is None
+    np.testing.assert_array_equal(data.validation.images, data.calibration.images)
 
 
 def test_card_names_data_hash_command_and_losses(tiny_model: Path) -> None:
@@ -94,7 +147,7 @@ def test_target_is_the_velocity(blob_file: Path, tiny_config: TrainConfig) -> No
     class Answer(torch.nn.Module):
         def __init__(self, value: torch.Tensor) -> None:
             super().__init__()
-            self.value = value
+            self.value = torch.nn.Parameter(value)
 
         def forward(self, *_: object, **__: object) -> object:
             return type("Out", (), {"sample": self.value})

@@ -1,7 +1,8 @@
 """Training a small class-conditional diffusion model on one's own images."""
 
-from monai_diverse.training.card import write_card, write_model_json
+from monai_diverse.training.card import ModelCard, write_card, write_model_json
 from monai_diverse.training.config import TrainConfig
-from monai_diverse.training.run import Progress, TrainingData, prepare, train
+from monai_diverse.training.run import Progress, train
+from monai_diverse.training.split import TrainingData, prepare
 
-__all__ = ["Progress", "TrainConfig", "TrainingData", "prepare", "train", "write_card", "write_model_json"]
+__all__ = ["ModelCard", "Progress", "TrainConfig", "TrainingData", "prepare", "train", "write_card", "write_model_json"]

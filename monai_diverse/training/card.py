@@ -3,20 +3,45 @@
 from __future__ import annotations
 
 import io
-import json
-from collections.abc import Sequence
+import shlex
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from monai_diverse.errors import RecipeError
-from monai_diverse.storage import sha256_of, write_atomic, write_json
+from monai_diverse.storage import read_json, sha256_of, write_atomic, write_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """What a model says of itself to programs.
+
+    Attributes:
+        name: for reports.
+        classes: number of classes; the network's embedding after the last one stands for 'no label'.
+        class_names: one a class; empty for 'class 0', 'class 1' and so on.
+        licence: of the data that it was trained on.
+        mirror: whether it was trained on images mirrored left-right too.
+    """
+
+    name: str
+    classes: int
+    class_names: tuple[str, ...] = ()
+    licence: str = "unknown"
+    mirror: bool = False
+
+    def __post_init__(self) -> None:
+        names = self.class_names or tuple(f"class {c}" for c in range(self.classes))
+        if len(names) != self.classes:
+            raise RecipeError(f"class names: expected {self.classes}, one a class, got {len(names)}: {', '.join(names)}")
+        object.__setattr__(self, "class_names", names)
 
 
 def write_card(folder: Path) -> None:
     """Writes `CARD.md` and `loss.png` from the JSON files beside the model: model, training, split and, if measured, quality."""
-    model, training, split = (json.loads((folder / f"{name}.json").read_text()) for name in ("model", "training", "split"))
+    model, training, split = (read_json(folder / f"{name}.json") for name in ("model", "training", "split"))
     quality = folder / "quality.json"
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     write_atomic(folder / "loss.png", _loss_plot(training))
@@ -32,8 +57,8 @@ def write_card(folder: Path) -> None:
                 "classes": ", ".join(f"{c} {name}" for c, name in enumerate(model["class_names"])),
                 "seen by the generator": f"{len(split['generator_train'])} images of the train split (`split.json`)",
                 "set aside, never seen": f"{len(split['calibration'])} images; twins (correlation > {split['twin_correlation']}) stay together",
-                "validation bank": f"the {split['validation']} images, {training['validation_draws']} fixed (timestep, noise) pairs each",
-                "command": f"`{model['command']}`",
+                "validation bank": f"{_validation(split)}, {training['validation_draws']} fixed (timestep, noise) pairs each",
+                "command": f"`{_command(model, training, split)}`",
                 "seed": training["seed"],
                 "steps": f"{training['steps']} of batch {training['batch_size']}; the weights are those of step {training['best_step']}",
                 "loss there": _loss_at(training, training["best_step"]),
@@ -49,21 +74,28 @@ def write_card(folder: Path) -> None:
         "",
     ]
     if quality.is_file():
-        lines += _quality(json.loads(quality.read_text()))
+        lines += _quality(read_json(quality))
     write_atomic(folder / "CARD.md", "\n".join(lines).encode())
 
 
-def write_model_json(folder: Path, *, name: str, classes: int, class_names: Sequence[str], licence: str, mirror: bool, command: str) -> None:
-    """Writes what a source needs to know of a model.
+def write_model_json(folder: Path, card: ModelCard) -> None:
+    """Writes `model.json`: what a source needs to know of a model."""
+    write_json(folder / "model.json", asdict(card) | {"class_names": list(card.class_names)})
 
-    Raises:
-        RecipeError: not one name a class.
-    """
-    names = list(class_names) or [f"class {c}" for c in range(classes)]
-    if len(names) != classes:
-        raise RecipeError(f"class names: expected {classes}, one a class, got {len(names)}: {', '.join(names)}")
-    content = {"name": name, "classes": classes, "class_names": names, "licence": licence, "mirror": mirror, "command": command}
-    write_json(folder / "model.json", content)
+
+def _command(model: dict[str, Any], training: dict[str, Any], split: dict[str, Any]) -> str:
+    words = ["monai-diverse", "train", "--data", split["data"], "--out", "MODEL", "--steps", str(training["steps"])]
+    words += ["--batch-size", str(training["batch_size"]), "--seed", str(training["seed"])]
+    words += [] if model["mirror"] else ["--no-mirror"]
+    words += ["--calibration-parts", str(training["calibration_parts"])]
+    words += ["--name", model["name"], "--licence", model["licence"], "--class-names", ",".join(model["class_names"])]
+    return shlex.join(words)
+
+
+def _validation(split: dict[str, Any]) -> str:
+    if split["validation"] is None:
+        return "the images set aside (there is no val split, so they chose the stop too)"
+    return f"the {len(split['validation'])} images of the val split that do not repeat an image of the train split"
 
 
 def _table(rows: dict[str, Any]) -> list[str]:

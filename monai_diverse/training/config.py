@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from diffusers import DDPMScheduler, UNet2DModel
 
+from monai_diverse.devices import require_device
 from monai_diverse.errors import DataError, RecipeError
 
 
@@ -18,7 +19,7 @@ class TrainConfig:
         batch_size: images a step.
         learning_rate: Adam's, after a linear warm-up of `warmup` steps.
         warmup: steps of linear warm-up.
-        ema_decay: of the exponential moving average of the weights, which is what is kept.
+        ema_decay: of the exponential moving average of the weights, which is what is kept; it rises to this as (1 + n) / (10 + n).
         label_dropout: share of images whose label is replaced by the null class, for classifier-free guidance.
         mirror: mirror images left-right at random. The copy gate then needs mirrored training images too.
         channels: feature maps at each resolution; each further entry halves the resolution.
@@ -29,7 +30,8 @@ class TrainConfig:
         validation_draws: fixed (timestep, noise) pairs for each validation image.
         check_every: steps between looks at the validation bank, where progress is kept too.
         snapshot_every: steps between snapshots of the averaged weights in `snapshots/`; 0 for none.
-        seed: decides split, initial weights, batches, timesteps and noise.
+        seed: decides split, initial weights, batches, timesteps and noise; 0 to 2**31 - 1.
+        device: where to compute.
     """
 
     steps: int = 10_000
@@ -48,6 +50,7 @@ class TrainConfig:
     check_every: int = 250
     snapshot_every: int = 0
     seed: int = 0
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "check_every", "validation_draws", "layers"):
@@ -56,6 +59,9 @@ class TrainConfig:
         for name in ("ema_decay", "label_dropout", "dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise RecipeError(f"{name}: expected a share in [0, 1), got {getattr(self, name)}")
+        if not 0 <= self.seed < 2**31:
+            raise RecipeError(f"seed: expected 0..{2**31 - 1}, got {self.seed}")
+        require_device(self.device)
         if self.learning_rate <= 0:
             raise RecipeError(f"learning_rate: expected above 0, got {self.learning_rate}")
         if self.calibration_parts < 2:

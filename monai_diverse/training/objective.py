@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from monai_diverse.data import LabelledImages
 
+CHUNK = 256
+"""Images of the validation bank that are evaluated at a time."""
+
 
 def to_model_range(images: Tensor) -> Tensor:
     """[0, 1] to the [-1, 1] that the networks work in."""
@@ -31,6 +34,16 @@ class Batch:
     timesteps: Tensor
     labels: Tensor
     target: Tensor
+
+    def __len__(self) -> int:
+        return len(self.noisy)
+
+    def __getitem__(self, part: slice) -> Batch:
+        return Batch(self.noisy[part], self.timesteps[part], self.labels[part], self.target[part])
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same on another device."""
+        return Batch(self.noisy.to(device), self.timesteps.to(device), self.labels.to(device), self.target.to(device))
 
     def loss(self, unet: nn.Module) -> Tensor:
         """Mean squared error of the predicted velocity, (n,)."""
@@ -78,11 +91,11 @@ def validation_bank(data: LabelledImages, scheduler: DDPMScheduler, *, draws: in
 @torch.no_grad()
 def bank_loss(unet: nn.Module, bank: list[Batch]) -> float:
     """Mean loss over a validation bank, with the network in evaluation mode."""
-    training = unet.training
+    training, device = unet.training, next(unet.parameters()).device
     unet.eval()
-    total = torch.cat([batch.loss(unet) for batch in bank]).mean()
+    losses = [batch[start : start + CHUNK].to(device).loss(unet) for batch in bank for start in range(0, len(batch), CHUNK)]
     unet.train(training)
-    return float(total)
+    return float(torch.cat(losses).mean())
 
 
 def _stratified(count: int, scheduler: DDPMScheduler, generator: torch.Generator) -> Tensor:
