@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monai_diverse.errors import DataError, RecipeError
-from monai_diverse.sampling import ClassifierFree, Shield, build_scheduler, sample_states
+from monai_diverse.sampling import SCHEDULERS, ClassifierFree, Shield, alphas_of, build_scheduler, sample_states
 from monai_diverse.sampling.loop import generators_of, initial_noise
 from monai_diverse.sampling.shield import low_passed
 from monai_diverse.sources.denoiser import Denoiser
@@ -24,7 +24,7 @@ def _gaussian(x: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
 
 def _draw(scheduler: str, steps: int, shape: tuple[int, ...] = (1, 8, 8), count: int = 64, **more: object) -> torch.Tensor:
     states = sample_states(
-        _gaussian, build_scheduler(scheduler, SCHEDULE), ALPHAS, shape, labels=torch.zeros(count).long(), seeds=range(count), steps=steps, **more
+        _gaussian, build_scheduler(scheduler, ALPHAS), ALPHAS, shape, labels=torch.zeros(count).long(), seeds=range(count), steps=steps, **more
     )
     return list(states)[-1].x
 
@@ -46,6 +46,27 @@ def test_exact_denoiser_gives_the_data_distribution(scheduler: str, steps: int, 
     x = _draw(scheduler, steps)
     assert float(x.mean()) == pytest.approx(MEAN, abs=0.03)
     assert float(x.std()) == pytest.approx(STD, abs=tolerance)
+
+
+def test_every_scheduler_offered_is_tested() -> None:
+    tested = {mark.args[1][i][0] for mark in test_exact_denoiser_gives_the_data_distribution.pytestmark for i in range(len(mark.args[1]))}
+    assert tested == set(SCHEDULERS)
+
+
+@pytest.mark.parametrize("rescale", [False, True])
+@pytest.mark.parametrize("beta_schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_schedulers_keep_the_training_schedule(scheduler: str, beta_schedule: str, rescale: bool) -> None:
+    config = {"_class_name": "DDPMScheduler", "num_train_timesteps": 1000, "beta_schedule": beta_schedule, "rescale_betas_zero_snr": rescale}
+    alphas = alphas_of(config)
+    torch.testing.assert_close(build_scheduler(scheduler, alphas).alphas_cumprod, alphas, atol=1e-5, rtol=1e-3)
+    assert torch.isfinite(_draw(scheduler, 10, count=2)).all()
+
+
+@pytest.mark.parametrize("config", [{"_class_name": "FlowMatchEulerDiscreteScheduler"}, {}, {"beta_schedule": "no such"}])
+def test_schedules_without_betas_are_refused(config: dict[str, object]) -> None:
+    with pytest.raises(DataError, match="scheduler: expected"):
+        alphas_of(config)
 
 
 def test_three_dimensions() -> None:
@@ -71,7 +92,7 @@ def test_loop_agrees_with_diffusers_own_steps(prediction_type: str) -> None:
     theirs.set_timesteps(12)
     with torch.inference_mode():
         states = sample_states(
-            lambda x, t: denoiser(x, t, None), build_scheduler("DDIMScheduler", schedule), alphas, (1, 8, 8),
+            lambda x, t: denoiser(x, t, None), build_scheduler("DDIMScheduler", alphas), alphas, (1, 8, 8),
             labels=torch.zeros(4).long(), seeds=range(4), steps=12,
         )  # fmt: skip
         ours = list(states)[-1].x
@@ -85,7 +106,7 @@ def test_loop_agrees_with_diffusers_own_steps(prediction_type: str) -> None:
 def test_image_depends_on_its_own_seed_alone(scheduler: str) -> None:
     def draw(seeds: list[int]) -> torch.Tensor:
         states = sample_states(
-            _gaussian, build_scheduler(scheduler, SCHEDULE), ALPHAS, (1, 4, 4), labels=torch.zeros(len(seeds)).long(), seeds=seeds, steps=10
+            _gaussian, build_scheduler(scheduler, ALPHAS), ALPHAS, (1, 4, 4), labels=torch.zeros(len(seeds)).long(), seeds=seeds, steps=10
         )
         return list(states)[-1].x
 
@@ -102,17 +123,17 @@ def test_seeds_beyond_32_bits_differ() -> None:
 
 def test_every_state_is_yielded_with_falling_noise() -> None:
     states = list(
-        sample_states(_gaussian, build_scheduler("DDIMScheduler", SCHEDULE), ALPHAS, (1, 4, 4), labels=torch.zeros(2).long(), seeds=[0, 1], steps=7)
+        sample_states(_gaussian, build_scheduler("DDIMScheduler", ALPHAS), ALPHAS, (1, 4, 4), labels=torch.zeros(2).long(), seeds=[0, 1], steps=7)
     )
     assert [s.step for s in states] == list(range(7))
     sigmas = [s.sigma for s in states]
     assert sigmas == sorted(sigmas, reverse=True)
 
 
-@pytest.mark.parametrize("name", ["NoSuchScheduler", "UNet2DModel"])
+@pytest.mark.parametrize("name", ["NoSuchScheduler", "UNet2DModel", "HeunDiscreteScheduler"])
 def test_unknown_scheduler(name: str) -> None:
-    with pytest.raises(RecipeError, match="diffusers scheduler"):
-        build_scheduler(name, SCHEDULE)
+    with pytest.raises(RecipeError, match="expected one of DDIMScheduler"):
+        build_scheduler(name, ALPHAS)
 
 
 @pytest.mark.parametrize("steps", [0, 1001])

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from monai_diverse import DiffusersSource
 from monai_diverse.errors import DataError, RecipeError
@@ -63,8 +64,54 @@ def test_broken_folders_are_named(tmp_path: Path, tiny_model: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(DataError, match="complete copy"):
         DiffusersSource(tmp_path / "cut")
-    with pytest.raises(RecipeError, match="diffusers scheduler"):
-        DiffusersSource(tiny_model, scheduler="Nothing")
+    for arguments, message in (
+        ({"scheduler": "Nothing"}, "expected one of DDIMScheduler"),
+        ({"batch_size": 0}, "batch_size: expected a whole number from 1, got 0"),
+        ({"steps": 0}, "steps: expected"),
+        ({"device": "nowhere"}, "device: expected"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            DiffusersSource(tiny_model, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("model.json", "{", "expected a JSON file"),
+        ("model.json", "[]", "expected a JSON object"),
+        ("scheduler/scheduler_config.json", "[]", "expected a JSON object"),
+        ("scheduler/scheduler_config.json", '{"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3}', "with betas"),
+        ("unet/config.json", "{", "complete copy"),
+    ],
+)
+def test_corrupt_files_are_named(tmp_path: Path, tiny_model: Path, file: str, content: str, message: str) -> None:
+    shutil.copytree(tiny_model, tmp_path / "m")
+    (tmp_path / "m" / file).write_text(content)
+    with pytest.raises(DataError, match=message):
+        DiffusersSource(tmp_path / "m")
+
+
+def test_missing_tensors_are_refused(tmp_path: Path, tiny_model: Path) -> None:
+    shutil.copytree(tiny_model, tmp_path / "m")
+    weights = tmp_path / "m" / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({k: v for k, v in load_file(weights).items() if "mid_block" not in k}, weights, metadata={"format": "pt"})
+    with pytest.raises(DataError, match="tensors differ"):
+        DiffusersSource(tmp_path / "m")
+
+
+def test_cost_is_what_sampling_takes(tiny_model: Path) -> None:
+    for guidance in (None, ClassifierFree(scale=2.0), ClassifierFree(scale=2.0, sigma_min=0.5, sigma_max=3.0)):
+        source = DiffusersSource(tiny_model, steps=6, guidance=guidance)
+        source.sample([0, 1, 1], [0, 1, 2], steps=9)
+        assert source.nfe == 3 * source.cost(9)
+    assert 9 < source.cost(9) < 18
+
+
+def test_samples_can_be_trained_on(tiny_model: Path) -> None:
+    images = DiffusersSource(tiny_model, steps=2).sample([0], [0])
+    weight = torch.ones(1, requires_grad=True)
+    (images * weight).sum().backward()
+    assert weight.grad is not None
 
 
 def test_guidance_without_null_class(tmp_path: Path, tiny_model: Path) -> None:

@@ -2,7 +2,18 @@
 
 from monai_diverse.sampling.condition import ClassifierFree
 from monai_diverse.sampling.guides import Guide, GuideSettings
-from monai_diverse.sampling.loop import State, build_scheduler, sample_states
+from monai_diverse.sampling.loop import SCHEDULERS, State, alphas_of, build_scheduler, sample_states
 from monai_diverse.sampling.shield import FittedShield, Shield
 
-__all__ = ["ClassifierFree", "FittedShield", "Guide", "GuideSettings", "Shield", "State", "build_scheduler", "sample_states"]
+__all__ = [
+    "SCHEDULERS",
+    "ClassifierFree",
+    "FittedShield",
+    "Guide",
+    "GuideSettings",
+    "Shield",
+    "State",
+    "alphas_of",
+    "build_scheduler",
+    "sample_states",
+]

@@ -11,11 +11,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from monai_diverse.errors import RecipeError
+from monai_diverse.errors import DataError, RecipeError
 from monai_diverse.sampling.guides import Guide
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 """(noisy x scaled to the network's input, timesteps (n,)) -> predicted clean x0, shaped as x."""
+
+
+SCHEDULERS = (
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "DPMSolverMultistepScheduler",
+    "EulerDiscreteScheduler",
+    "UniPCMultistepScheduler",
+)
+"""Schedulers of diffusers that take predicted clean images and draw the right distribution with them."""
 
 
 class Scheduler(Protocol):
@@ -53,27 +63,47 @@ class State:
     x0: Tensor
 
 
-def build_scheduler(name: str, config: dict[str, Any]) -> Scheduler:
+def build_scheduler(name: str, alphas_cumprod: Tensor) -> Scheduler:
     """A fresh diffusers scheduler that takes predicted clean images, so that a guide can move them first.
 
     Schedulers keep state between steps: make one for each batch.
 
     Args:
-        name: class name in diffusers, such as `DDIMScheduler`.
-        config: configuration of the schedule that the network was trained on.
+        name: one of `SCHEDULERS`; those are tested against an exact denoiser.
+        alphas_cumprod: (T,) of the schedule that the network was trained on, from `alphas_of`.
 
     Raises:
-        RecipeError: diffusers has no such scheduler.
+        RecipeError: not one of them.
     """
-    kind = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
-    if kind is None:
-        raise RecipeError(f"scheduler: expected the name of a diffusers scheduler such as DDIMScheduler, got {name!r}")
-    # clipping inside the scheduler would undo a guide's push; variance type and sigmas of training do not carry over
-    overrides = {"prediction_type": "sample", "clip_sample": False, "thresholding": False, "timestep_spacing": "trailing"}
-    keep = {k: v for k, v in config.items() if k in ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")}
-    accepted = kind.__init__.__wrapped__.__code__.co_varnames if hasattr(kind.__init__, "__wrapped__") else ()
-    scheduler: Scheduler = kind(**keep, **{k: v for k, v in overrides.items() if k in accepted})
+    if name not in SCHEDULERS:
+        raise RecipeError(f"scheduler: expected one of {', '.join(SCHEDULERS)}, got {name!r}")
+    kind = getattr(diffusers, name)
+    betas = 1 - alphas_cumprod / torch.cat([alphas_cumprod.new_ones(1), alphas_cumprod[:-1]])
+    # clipping inside the scheduler would undo a guide's push
+    options = {"prediction_type": "sample", "timestep_spacing": "trailing"} | (
+        {"clip_sample": False} if name in ("DDIMScheduler", "DDPMScheduler") else {}
+    )
+    scheduler: Scheduler = kind(num_train_timesteps=len(betas), trained_betas=betas.numpy(), **options)
     return scheduler
+
+
+def alphas_of(config: dict[str, Any]) -> Tensor:
+    """The cumulative product of alphas (T,) of a training schedule, in diffusers' terms.
+
+    A schedule that ends in pure noise is given the tiny signal that diffusers gives it too: with none at all, a predicted noise says
+    nothing of the image.
+
+    Raises:
+        DataError: not a schedule of betas, such as a flow-matching one.
+    """
+    kind = config.get("_class_name", "DDPMScheduler")
+    if "FlowMatch" in kind or not {"beta_schedule", "trained_betas"} & config.keys():
+        raise DataError(f"scheduler: expected the configuration of a scheduler with betas, such as DDPMScheduler, got {kind}")
+    try:
+        alphas: Tensor = diffusers.DDPMScheduler.from_config(config).alphas_cumprod
+    except (NotImplementedError, TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"scheduler: expected a configuration that diffusers knows, but {error}") from error
+    return alphas.clamp(min=2.0**-24)
 
 
 def initial_noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:

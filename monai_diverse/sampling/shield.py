@@ -132,9 +132,11 @@ def low_passed(images: Tensor, pool: int) -> Tensor:
 
 def _push(points: Tensor, centres: Tensor, radii: Tensor) -> Tensor:
     """sum_k relu(radii_ik / |points_i - centres_k| - 1) (points_i - centres_k), without an (n, m, p) array."""
-    distances = torch.cdist(points, centres).clamp_min(1e-6)
+    # in double precision: close to a centre the two terms below are large and nearly cancel
+    x, z = points.double(), centres.double()
+    distances = torch.cdist(x, z, compute_mode="donot_use_mm_for_euclid_dist").clamp_min(1e-6)
     weights = (radii / distances - 1).clamp_min(0)
-    return weights.sum(1, keepdim=True) * points - weights @ centres
+    return (weights.sum(1, keepdim=True) * x - weights @ z).to(points.dtype)
 
 
 def _upsampled(push: Tensor, like: Tensor) -> Tensor:

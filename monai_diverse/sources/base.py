@@ -28,12 +28,14 @@ class SampleSource(ABC):
         classes: number of classes; 1 for an unconditional model.
         name: for reports.
         licence: of the data that the model was trained on, as far as known.
+        mirrored: whether it was trained on images mirrored left-right too, so that a mirrored training image is a copy.
     """
 
     shape: tuple[int, ...]
     classes: int
     name: str
     licence: str = "unknown"
+    mirrored: bool = False
 
     @property
     @abstractmethod
@@ -43,12 +45,16 @@ class SampleSource(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """SHA-256 over weights and settings: equal fingerprints draw equal images."""
+        """SHA-256 over weights and settings: equal fingerprints draw equal images (with a guide that couples the batch: from equal batches)."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes, for reports."""
         return tuple(f"class {c}" for c in range(self.classes))
+
+    @abstractmethod
+    def cost(self, steps: int | None = None) -> int:
+        """Network evaluations that one image takes with so many steps; None for the source's own number."""
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:

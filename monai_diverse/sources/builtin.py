@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -13,6 +12,7 @@ import numpy as np
 from monai_diverse.data import LabelledImages, load_images, near_duplicate_groups
 from monai_diverse.sampling.condition import ClassifierFree
 from monai_diverse.sources.diffusers import DiffusersSource
+from monai_diverse.storage import read_json
 
 ASSETS = Path(str(files("monai_diverse"))) / "assets" / "breast_ultrasound"
 DATA = ASSETS / "breastmnist.npz"
@@ -44,6 +44,7 @@ class BuiltinData:
     Attributes:
         generator_train: what the model saw; also the reference (what the user has) of the demo.
         calibration: reals that it never saw, for the screen's thresholds.
+        train: both together, the official train split: what the classifiers learn from, in every arm.
         validation: the official val split: held-out-real control and checkpoint choice.
         test: the official test split: final classifier scores only.
         validation_unseen: mask over `validation` of images without a near-duplicate in the two first.
@@ -51,6 +52,7 @@ class BuiltinData:
 
     generator_train: LabelledImages
     calibration: LabelledImages
+    train: LabelledImages
     validation: LabelledImages
     test: LabelledImages
     validation_unseen: np.ndarray[tuple[int], np.dtype[np.bool_]]
@@ -59,7 +61,7 @@ class BuiltinData:
 @cache
 def builtin_data() -> BuiltinData:
     """Reads the shipped images."""
-    split = json.loads((ASSETS / "split.json").read_text())
+    split = read_json(ASSETS / "split.json")
     official = load_images(DATA, "train")
     validation, test = load_images(DATA, "val"), load_images(DATA, "test")
     groups = near_duplicate_groups(np.concatenate([official.images, validation.images, test.images]), split["twin_correlation"])
@@ -69,6 +71,7 @@ def builtin_data() -> BuiltinData:
     return BuiltinData(
         generator_train=official[np.asarray(split["generator_train"])],
         calibration=official[np.asarray(split["calibration"])],
+        train=official,
         validation=LabelledImages(images=validation.images, labels=validation.labels, groups=validation_groups),
         test=LabelledImages(images=test.images, labels=test.labels, groups=test_groups),
         validation_unseen=~np.isin(validation_groups, train_groups),

@@ -50,12 +50,16 @@ class Denoiser:
         if self.guidance.scale != 1.0 and self.null is None:
             raise RecipeError(f"guidance scale {self.guidance.scale}: expected a model trained with a null class, got one without; use scale 1")
 
+    def evaluations(self, timestep: int) -> int:
+        """Evaluations that one image of a class takes at this timestep."""
+        abar = float(self.alphas_cumprod[timestep])
+        return 2 if self.guidance.acts(((1 - abar) / abar) ** 0.5) else 1
+
     def __call__(self, x: Tensor, timesteps: Tensor, labels: Tensor | None) -> Tensor:
         """Predicted clean images (n, c, *spatial), clipped; `labels` is None for an unconditional network."""
         abar = self.alphas_cumprod.to(x.device)[timesteps.long()].to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
         alpha, sigma = abar.sqrt(), (1 - abar).sqrt()
-        ratio = float(sigma.flatten()[0] / alpha.flatten()[0].clamp_min(1e-6))
-        if labels is not None and self.null is not None and self.guidance.acts(ratio):
+        if labels is not None and self.null is not None and self.evaluations(int(timesteps[0])) == 2:
             both = self.network(x.repeat(2, *[1] * (x.ndim - 1)), timesteps.repeat(2), torch.cat([labels, torch.full_like(labels, self.null)]))
             conditional, null = both.chunk(2)
             out = null + self.guidance.scale * (conditional - null)

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import UNet2DModel
 from safetensors import SafetensorError
 from torch import Tensor
 
-from monai_diverse.errors import DataError
+from monai_diverse.devices import require_device
+from monai_diverse.errors import DataError, RecipeError
 from monai_diverse.sampling.condition import ClassifierFree
 from monai_diverse.sampling.guides import Guide
-from monai_diverse.sampling.loop import build_scheduler, sample_states
+from monai_diverse.sampling.loop import alphas_of, build_scheduler, sample_states
 from monai_diverse.sources.base import SampleSource
 from monai_diverse.sources.denoiser import Denoiser
-from monai_diverse.storage import fingerprint_of, sha256_of
+from monai_diverse.storage import fingerprint_of, read_json, sha256_of
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 SCHEDULE = "scheduler_config.json"
@@ -54,25 +54,29 @@ class DiffusersSource(SampleSource):
         device: str = "cpu",
     ) -> None:
         folder = Path(folder)
-        self._unet, self._schedule = _load(folder)
-        described = _described(folder)
-        embeddings = self._unet.config.num_class_embeds
+        for value, what in ((steps, "steps"), (batch_size, "batch_size")):
+            if not isinstance(value, int) or value < 1:
+                raise RecipeError(f"{what}: expected a whole number from 1, got {value!r}")
+        unet, schedule = _load(folder)
+        described = read_json(folder / MODEL) if (folder / MODEL).is_file() else {}
+        embeddings = unet.config.num_class_embeds
         self.classes = int(described.get("classes", embeddings or 1))
-        self.shape = (self._unet.config.in_channels, *_as_pair(self._unet.config.sample_size))
+        self.shape = (unet.config.in_channels, *_as_pair(unet.config.sample_size))
         self.name = str(described.get("name", folder.name))
         self.licence = str(described.get("licence", "unknown"))
+        self.mirrored = bool(described.get("mirror", False))
         self._names = tuple(described.get("class_names", ()))
-        self._scheduler, self._steps, self._batch_size, self._device = scheduler, steps, batch_size, device
-        build_scheduler(scheduler, self._schedule)
+        self._scheduler, self._steps, self._batch_size, self._device = scheduler, steps, batch_size, require_device(device)
         self._conditional = embeddings is not None
         self._denoiser = Denoiser(
             network=self._predict,
-            alphas_cumprod=DDPMScheduler.from_config(self._schedule).alphas_cumprod,
-            prediction_type=self._schedule.get("prediction_type", "epsilon"),
+            alphas_cumprod=alphas_of(schedule),
+            prediction_type=schedule.get("prediction_type", "epsilon"),
             null=self.classes if self._conditional and embeddings > self.classes else None,
             guidance=guidance or ClassifierFree(),
         )
-        self._unet = self._unet.to(device=device, memory_format=torch.channels_last).eval().requires_grad_(False)
+        build_scheduler(scheduler, self._denoiser.alphas_cumprod)
+        self._unet = unet.to(device=device, memory_format=torch.channels_last).eval().requires_grad_(False)
         settings = [scheduler, steps, repr(self._denoiser.guidance), self.classes, self.shape]
         self._fingerprint = fingerprint_of([sha256_of(folder / "unet" / WEIGHTS), sha256_of(folder / "scheduler" / SCHEDULE), settings])
 
@@ -91,6 +95,12 @@ class DiffusersSource(SampleSource):
         """Names of the classes, from `model.json` where it gives them."""
         return self._names or super().class_names
 
+    def cost(self, steps: int | None = None) -> int:
+        """One evaluation a step, two where classifier-free guidance acts."""
+        scheduler = build_scheduler(self._scheduler, self._denoiser.alphas_cumprod)
+        scheduler.set_timesteps(self._steps if steps is None else steps)
+        return sum(self._denoiser.evaluations(int(t)) for t in scheduler.timesteps)
+
     def encode(self, images: Tensor) -> Tensor:
         """[0, 1] to the [-1, 1] of pixel models."""
         return images * 2 - 1
@@ -99,7 +109,7 @@ class DiffusersSource(SampleSource):
         out: Tensor = self._unet(x.contiguous(memory_format=torch.channels_last), timesteps, class_labels=labels).sample
         return out
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _draw(self, labels: Tensor, seeds: list[int], guide: Guide | None, steps: int | None) -> Tensor:
         parts = []
         for start in range(0, len(seeds), self._batch_size):
@@ -108,7 +118,7 @@ class DiffusersSource(SampleSource):
             x = torch.empty(0)
             for state in sample_states(
                 lambda x, t, given=given: self._denoiser(x, t, given),  # type: ignore[misc]
-                build_scheduler(self._scheduler, self._schedule),
+                build_scheduler(self._scheduler, self._denoiser.alphas_cumprod),
                 self._denoiser.alphas_cumprod,
                 self.shape,
                 labels=of_batch,
@@ -119,7 +129,7 @@ class DiffusersSource(SampleSource):
             ):
                 x = state.x
             parts.append(((x + 1) / 2).clamp(0, 1).float().cpu())
-        return torch.cat(parts).clone()
+        return torch.cat(parts)
 
 
 def _load(folder: Path) -> tuple[Any, dict[str, Any]]:
@@ -127,16 +137,17 @@ def _load(folder: Path) -> tuple[Any, dict[str, Any]]:
     for file in (folder / "unet" / "config.json", weights, schedule):
         if not file.is_file():
             raise DataError(f"{folder}: expected a diffusers folder with unet/ and scheduler/, but {file.relative_to(folder)} is missing")
+    config = read_json(schedule)
     try:
-        unet = UNet2DModel.from_pretrained(folder / "unet", torch_dtype=torch.float32, local_files_only=True, low_cpu_mem_usage=False)
-        return unet, json.loads(schedule.read_text())
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        unet, loading = UNet2DModel.from_pretrained(
+            folder / "unet", torch_dtype=torch.float32, local_files_only=True, low_cpu_mem_usage=False, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
         raise DataError(f"{folder}: the model cannot be loaded ({error}); is it a complete copy?") from error
-
-
-def _described(folder: Path) -> dict[str, Any]:
-    file = folder / MODEL
-    return dict(json.loads(file.read_text())) if file.is_file() else {}
+    wrong = [*loading["missing_keys"], *loading["unexpected_keys"], *loading["mismatched_keys"]]
+    if wrong:
+        raise DataError(f"{folder}: expected the weights of its own configuration, but {len(wrong)} tensors differ, first {wrong[0]}")
+    return unet, config
 
 
 def _as_pair(size: int | list[int]) -> tuple[int, int]:
