@@ -1,22 +1,40 @@
 """Diverse synthetic training images for MONAI: sampled in one pass, screened, banked, audited.
 
 The names stand in the order of an image's path: a source draws it, a screen judges it, a bank keeps it, a transform or a
-dataset hands it to a classifier.
+dataset hands it to a classifier. They are imported at first use, since torch, MONAI and diffusers take seconds to import.
 """
 
-from monai_diverse.bank import SampleBank
-from monai_diverse.dataset import DiverseDiffusionDataset
-from monai_diverse.grow import grow
-from monai_diverse.recipe import Recipe
-from monai_diverse.screening import NoveltyScreen, Verdict
-from monai_diverse.sources import BuiltinSource, DiffusersSource, SampleSource
-from monai_diverse.transforms import (
-    RandDiverseReplace,
-    RandDiverseReplaceD,
-    RandDiverseReplaced,
-    RandDiverseReplaceDict,
-)
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from monai_diverse.version import __version__
+
+if TYPE_CHECKING:
+    from monai_diverse.bank import SampleBank
+    from monai_diverse.dataset import DiverseDiffusionDataset
+    from monai_diverse.growth import grow
+    from monai_diverse.recipe import Recipe
+    from monai_diverse.screening import NoveltyScreen, Verdict
+    from monai_diverse.sources import BuiltinSource, DiffusersSource, SampleSource
+    from monai_diverse.transforms import RandDiverseReplace, RandDiverseReplaceD, RandDiverseReplaced, RandDiverseReplaceDict
+
+_HOMES = {
+    "SampleSource": "sources",
+    "DiffusersSource": "sources",
+    "BuiltinSource": "sources",
+    "NoveltyScreen": "screening",
+    "Verdict": "screening",
+    "SampleBank": "bank",
+    "Recipe": "recipe",
+    "grow": "growth",
+    "RandDiverseReplace": "transforms",
+    "RandDiverseReplaced": "transforms",
+    "RandDiverseReplaceD": "transforms",
+    "RandDiverseReplaceDict": "transforms",
+    "DiverseDiffusionDataset": "dataset",
+}
 
 __all__ = [
     "BuiltinSource",
@@ -34,3 +52,14 @@ __all__ = [
     "__version__",
     "grow",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

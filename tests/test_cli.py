@@ -57,7 +57,8 @@ def test_train_then_use(blob_file: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert main([*arguments, "--steps", "3"]) == 0
     assert "model:" in _lines(capsys)[0]
     card = (out / "CARD.md").read_text()
-    assert "--data blobs.npz --out model --steps 3" in card
+    assert "monai-diverse train --data blobs.npz --out MODEL --steps 3 --batch-size 8 --seed 0" in card
+    assert "--licence CC0 --class-names top,bottom" in card
     assert str(tmp_path) not in card
     assert monai_diverse.DiffusersSource(out, steps=2).sample([0, 1], [0, 1]).shape == (2, 1, 8, 8)
 
@@ -69,6 +70,13 @@ def _bad(tmp_path: Path, blob_file: Path, recipe_file: Path) -> dict[str, tuple[
     np.savez(tmp_path / "gap.npz", images=np.random.default_rng(0).random((40, 8, 8)), labels=np.arange(40) % 2 * 2)
     (tmp_path / "typo.yaml").write_text(json.dumps(json.loads(recipe_file.read_text()) | {"sed": 1}))
     (tmp_path / "a-file").write_text("")
+    stored = dict(np.load(blob_file))
+    np.savez(tmp_path / "label.npz", **stored | {"val_labels": stored["val_labels"] + 1})
+    np.savez(tmp_path / "size.npz", **stored | {"val_images": np.zeros((40, 16, 16), dtype=np.uint8)})
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "checkpoint.pt").write_bytes(b"PK no checkpoint")
+    (tmp_path / "folder" / "checkpoint.pt").mkdir(parents=True)
+    (tmp_path / "code.yaml").write_text(json.dumps(json.loads(recipe_file.read_text()) | {"source": {"target": "os.system"}}))
     out = str(tmp_path / "out")
     return {
         "missing data": (["train", "--data", str(tmp_path / "absent.npz"), "--out", out], "no such file"),
@@ -76,8 +84,16 @@ def _bad(tmp_path: Path, blob_file: Path, recipe_file: Path) -> dict[str, tuple[
         "nan": (["train", "--data", str(tmp_path / "nan.npz"), "--out", out], "NaN"),
         "side": (["train", "--data", str(tmp_path / "odd.npz"), "--out", out], "multiple of 4"),
         "empty class": (["train", "--data", str(tmp_path / "gap.npz"), "--out", out], "none of class 1"),
+        "val label": (["train", "--data", str(tmp_path / "label.npz"), "--out", out], "val labels: expected classes 0..1, got 2"),
+        "val size": (["train", "--data", str(tmp_path / "size.npz"), "--out", out], "expected val images of the train images' shape"),
+        "seed": (["train", "--data", str(blob_file), "--out", out, "--seed", "-1"], "seed: expected 0.."),
+        "device": (["train", "--data", str(blob_file), "--out", out, "--device", "nowhere"], "device: expected"),
+        "cut checkpoint": (["train", "--data", str(blob_file), "--out", str(tmp_path / "cut")], "delete it to begin again"),
+        "checkpoint folder": (["train", "--data", str(blob_file), "--out", str(tmp_path / "folder")], "delete it to begin again"),
+        "file for out": (["train", "--data", str(blob_file), "--out", str(tmp_path / "a-file")], "cannot write"),
+        "code in recipe": (["grow", str(tmp_path / "code.yaml"), "--out", out], "--allow"),
         "setting": (["train", "--data", str(blob_file), "--out", out, "--steps", "0"], "steps: expected at least 1"),
-        "names": (["train", "--data", str(blob_file), "--out", out, "--steps", "1", "--class-names", "one"], "expected 2, one a class"),
+        "names": (["train", "--data", str(blob_file), "--out", out, "--steps", "100000", "--class-names", "one"], "expected 2, one a class"),
         "missing recipe": (["grow", str(tmp_path / "absent.yaml"), "--out", out], "cannot be read"),
         "typo in recipe": (["grow", str(tmp_path / "typo.yaml"), "--out", out], "unknown key 'sed'"),
         "no bank": (["inspect", str(tmp_path)], "manifest"),
@@ -87,8 +103,15 @@ def _bad(tmp_path: Path, blob_file: Path, recipe_file: Path) -> dict[str, tuple[
     }
 
 
-CASES = ["missing data", "corrupt data", "nan", "side", "empty class", "setting", "names", "missing recipe", "typo in recipe", "no bank",
-         "file in the way", "no such option", "no command"]  # fmt: skip
+CASES = [
+    *("missing data", "corrupt data", "nan", "side", "empty class", "val label", "val size", "seed", "device", "cut checkpoint"),
+    *("checkpoint folder", "file for out", "code in recipe", "setting", "names", "missing recipe", "typo in recipe", "no bank"),
+    *("file in the way", "no such option", "no command"),
+]
+
+
+def test_every_case_is_run(tmp_path: Path, blob_file: Path, recipe_file: Path) -> None:
+    assert set(_bad(tmp_path, blob_file, recipe_file)) == set(CASES)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -126,6 +149,44 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     text = _lines(capsys)[0]
     assert all(command in text for command in ("demo", "train", "grow", "inspect", "verify"))
+
+
+def test_unforeseen_errors_are_one_line_too(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: object) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr(monai_diverse.SampleBank, "open", broken)
+    assert main(["inspect", str(tmp_path)]) == 1
+    _, errors = _lines(capsys)
+    assert errors == ["error: unexpected ZeroDivisionError: division by zero; run again with --debug for a traceback, and please report it"]
+
+
+@pytest.mark.parametrize("seconds", [0.6, 2.0])
+def test_ctrl_c_at_the_start_is_one_line(tmp_path: Path, seconds: float) -> None:
+    """Imports take seconds; an impatient user interrupts those."""
+    process = subprocess.Popen([sys.executable, "-m", "monai_diverse", "demo", "--out", str(tmp_path / "x")], stderr=subprocess.PIPE, text=True)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+
+
+def test_ctrl_c_in_training_keeps_the_checkpoint(blob_file: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "monai_diverse", "train", "--data", str(blob_file), "--out", str(tmp_path / "m"), "--steps", "100000"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([*command, "--batch-size", "2"], env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "m" / "training.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    steps = json.loads((tmp_path / "m" / "training.json").read_text())["steps"]
+    assert steps >= 250
+    assert main([*command[3:-1], str(steps), "--batch-size", "2"]) == 0
+    assert (tmp_path / "m" / "CARD.md").exists()
 
 
 def test_ctrl_c_exits_130_and_growth_resumes(recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

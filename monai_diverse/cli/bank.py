@@ -31,7 +31,9 @@ def inspect(bank: Folder, as_json: AsJson = False) -> None:
             f"yield: {rate['accepted']} of {rate['drawn']} drawn = {rate['per_10k']:.0f} per 10,000,"
             f" 95 % interval {rate['ci95'][0]:.0f} to {rate['ci95'][1]:.0f} (Clopper-Pearson)"
         )
-        typer.echo("a yield means something only beside that of unseen real images under the same screen: see the report of the demo")
+        typer.echo(f"unseen real images under the same screen: {_control(found['control'])}")
+        if found["stopped"] == "size":
+            typer.echo("growth stopped at a full bank, not after a fixed number of draws: the yield is a little too high, its interval approximate")
     for reason, count in found["rejections"].items():
         typer.echo(f"rejected as {reason}: {count}")
     for name, score in found["scores"].items():
@@ -58,6 +60,8 @@ def _described(bank: SampleBank) -> dict[str, Any]:
         "shape": list(bank.header.shape),
         "class_counts": [int(c) for c in bank.class_counts],
         "yield": Yield(drawn=progress.get("drawn", 0), accepted=len(bank), nfe=progress.get("nfe")).as_json(),
+        "control": progress.get("control"),
+        "stopped": progress.get("stopped"),
         "rejections": progress.get("rejections", {}),
         "scores": {name: _range(values) for name, values in bank.scores.items()} if len(bank) else {},
         "source": bank.header.source,
@@ -65,6 +69,13 @@ def _described(bank: SampleBank) -> dict[str, Any]:
         "recipe": bank.header.recipe,
         "fingerprint": bank.fingerprint,
     }
+
+
+def _control(control: dict[str, Any] | None) -> str:
+    if control is None:
+        return "unknown, since the recipe names no control images; without them the yield says little"
+    low, high = control["ci95"]
+    return f"{control['accepted']} of {control['drawn']} = {control['per_10k']:.0f} per 10,000, 95 % interval {low:.0f} to {high:.0f}"
 
 
 def _range(values: np.ndarray[Any, np.dtype[np.float32]]) -> dict[str, float]:

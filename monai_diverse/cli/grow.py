@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from monai_diverse.bank import SampleBank
 from monai_diverse.cli.main import app
-from monai_diverse.grow import GrowProgress, Job, grow_steps
+from monai_diverse.growth import GrowProgress, grow_steps
+from monai_diverse.job import Job
 from monai_diverse.recipe import Recipe
 
 

@@ -60,6 +60,10 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(f"error: {message}; see --help", 2) if message else 2
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
+    except MemoryError:
+        return _fail("error: out of memory: use smaller images, a smaller batch or fewer of them", 2)
+    except Exception as error:
+        return _fail(f"error: unexpected {type(error).__name__}: {error}; run again with --debug for a traceback, and please report it", 1)
     if code == INTERRUPTED:
         _fail("interrupted: what was finished is on disk; run the same command again to go on (grow: with --resume)", code)
     return code
