@@ -1,0 +1,114 @@
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from monai_diverse import SampleBank, __version__
+from monai_diverse.demo import DemoConfig, demo_recipe, run_demo
+from monai_diverse.errors import BankMismatchError
+from monai_diverse.screening import Verdict
+from monai_diverse.study import ClassifierConfig
+
+SMALL = DemoConfig(quick=True, seed=7, max_evaluations=64 * 20, classifier=ClassifierConfig(seeds=(7, 8), steps=15, channels=(4, 4, 8, 8)))
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo") / "report"
+    stages = [progress.stage for progress in run_demo(folder, SMALL)]
+    assert list(dict.fromkeys(stages)) == ["prepare", "diverse", "random", "classify", "report"]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def summary(out: Path) -> dict:
+    return json.loads((out / "summary.json").read_text())
+
+
+def test_summary_has_its_promised_shape(summary: dict) -> None:
+    assert (summary["version"], summary["seed"], summary["quick"]) == (__version__, 7, True)
+    assert summary["seconds"] > 0
+    assert summary["environment"]["packages"]["torch"]
+    for name in ("diverse", "random", "heldout_real"):
+        found = summary["yield"][name]
+        assert found["ci95"][0] <= found["per_10k"] <= found["ci95"][1]
+        assert found["per_10k"] == pytest.approx(1e4 * found["accepted"] / found["drawn"])
+    assert summary["yield"]["diverse"]["nfe"] == summary["yield"]["random"]["nfe"] == 64 * 20
+    assert list(summary["rejections"]) == list(Verdict.REASONS)
+    assert sum(summary["rejections"].values()) + summary["bank"]["size"] == 64
+    assert list(summary["classifier"]) == ["real", "standard", "duplicates", "random", "diverse"]
+    for arm in summary["classifier"].values():
+        assert arm["seeds"] == 2
+        for metric in ("balanced_accuracy", "auc", "accuracy"):
+            assert 0 <= arm[metric]["mean"] <= 1
+            assert arm[metric]["ci95"][0] <= arm[metric]["mean"] <= arm[metric]["ci95"][1]
+
+
+def test_no_number_is_missing(summary: dict) -> None:
+    def numbers(value: object) -> list[float]:
+        if isinstance(value, dict):
+            return [n for v in value.values() for n in numbers(v)]
+        if isinstance(value, list):
+            return [n for v in value for n in numbers(v)]
+        return [value] if isinstance(value, float) else []
+
+    assert all(math.isfinite(n) for n in numbers(summary))
+
+
+def test_bank_is_the_one_that_the_summary_names(out: Path, summary: dict) -> None:
+    bank = SampleBank.open(out / summary["bank"]["path"])
+    bank.verify()
+    assert (len(bank), bank.fingerprint) == (summary["bank"]["size"], summary["bank"]["fingerprint"])
+
+
+def test_control_banks_match_the_class_counts(out: Path) -> None:
+    bank = SampleBank.open(out / "bank")
+    for name in ("duplicates", "random"):
+        (control,) = (out / "controls").glob(f"*/{name}")
+        assert list(SampleBank.open(control).class_counts) == list(bank.class_counts)
+
+
+def test_page_opens_from_disk_and_names_no_place(out: Path) -> None:
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/png;base64,") >= 4
+    assert 'src="http' not in page
+    assert str(out) not in page + (out / "summary.json").read_text()
+    for text in ("held-out", "95 %", "CC BY 4.0", "Not for clinical use"):
+        assert text in page, text
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in (out / "figures").iterdir())
+
+
+def test_finished_demo_runs_again_from_its_bank(out: Path, summary: dict) -> None:
+    *_, last = run_demo(out, SMALL)
+    again = json.loads((out / "summary.json").read_text())
+    assert last.stage == "report"
+    assert again["bank"] == summary["bank"]
+    assert again["classifier"] == summary["classifier"]
+
+
+def test_folder_of_another_demo_is_refused(out: Path, summary: dict) -> None:
+    with pytest.raises(BankMismatchError, match="recipe"):
+        list(run_demo(out, DemoConfig(quick=True, seed=8)))
+    assert SampleBank.open(out / "bank").fingerprint == summary["bank"]["fingerprint"]
+
+
+def test_calibration_control_and_test_images_are_apart() -> None:
+    """Nothing that judges was seen: the screen's sets hold neither control nor test images."""
+    from monai_diverse.sources.builtin import builtin_data
+
+    data = builtin_data()
+    recipe = demo_recipe(SMALL)
+    sets = [recipe.reference.load(Path()), recipe.calibration.load(Path()), data.validation[data.validation_unseen]]
+    hashes = [{image.tobytes() for image in part.images} for part in sets]
+    assert not hashes[0] & hashes[1]
+    assert not hashes[0] & hashes[2]
+    assert not hashes[1] & hashes[2]
+    np.testing.assert_array_equal(sets[0].images, data.generator_train.images)
+
+
+def test_full_and_quick_differ_in_amount_only() -> None:
+    full, quick = (DemoConfig.of(quick=quick, seed=1) for quick in (False, True))
+    assert demo_recipe(full).fingerprint({}) == demo_recipe(quick).fingerprint({})
+    assert full.max_evaluations > quick.max_evaluations
