@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -15,9 +14,10 @@ import yaml
 from monai_diverse.data import LabelledImages, load_images, near_duplicate_groups
 from monai_diverse.errors import DataError, RecipeError
 from monai_diverse.sources.builtin import ASSETS, DATA
-from monai_diverse.storage import fingerprint_of
+from monai_diverse.storage import fingerprint_of, read_json, sha256_of
 
-ALLOWED_PACKAGES = ("monai_diverse", "monai", "diffusers", "torch")
+ALLOWED_PACKAGES = ("monai_diverse",)
+PATH_ARGUMENTS = ("folder", "path")
 BUILTIN = "builtin"
 
 
@@ -33,27 +33,44 @@ class Component:
     target: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.target, str):
+            raise RecipeError(f"target: expected the dotted path of a class, got {self.target!r}")
+        if not isinstance(self.arguments, Mapping):
+            raise RecipeError(f"{self.target}: arguments: expected a mapping, got {self.arguments!r}")
+
     def build(self, folder: Path, allow: Sequence[str] = ()) -> Any:
-        """Imports the class and makes it; relative paths that exist under `folder` are taken from there.
+        """Imports the class and makes it.
+
+        Args:
+            folder: where relative paths in arguments named `folder` or `path` start.
+            allow: packages to load classes from, beside this one: loading and making them runs their code.
 
         Raises:
-            RecipeError: a package outside the allow-list, no such class, or arguments that it does not take.
+            RecipeError: a package that is not allowed, no such class, or arguments that it does not take.
         """
-        package, _, name = self.target.rpartition(".")
-        if package.split(".")[0] not in (*ALLOWED_PACKAGES, *allow):
-            raise RecipeError(
-                f"{self.target}: expected a class from {', '.join((*ALLOWED_PACKAGES, *allow))}; loading a class runs its package's code,"
-                " so allow other packages by name (--allow PACKAGE)"
-            )
-        try:
-            kind = getattr(importlib.import_module(package), name)
-        except (ImportError, AttributeError) as error:
-            raise RecipeError(f"{self.target}: expected an importable class, but {error}") from error
-        arguments = {key: _resolved(value, folder, allow) for key, value in self.arguments.items()}
+        kind = self._imported(allow)
+        arguments = {key: _resolved(key, value, folder, allow) for key, value in self.arguments.items()}
         try:
             return kind(**arguments)
         except TypeError as error:
             raise RecipeError(f"{self.target}: its arguments do not fit: {error}") from error
+
+    def _imported(self, allow: Sequence[str]) -> type:
+        allowed = (*ALLOWED_PACKAGES, *allow)
+        package, _, name = self.target.rpartition(".")
+        refusal = f"{self.target}: expected a class from {', '.join(allowed)}; making one runs code: allow others by name (--allow PACKAGE)"
+        if package.split(".")[0] not in allowed:
+            raise RecipeError(refusal)
+        try:
+            kind = getattr(importlib.import_module(package), name)
+        except (ImportError, AttributeError) as error:
+            raise RecipeError(f"{self.target}: expected an importable class, but {error}") from error
+        if not isinstance(kind, type):
+            raise RecipeError(f"{self.target}: expected a class, got {type(kind).__name__}")
+        if kind.__module__.split(".")[0] not in allowed:  # a module's own imports are not its classes
+            raise RecipeError(refusal)
+        return kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +93,13 @@ class DataChoice:
     mirrored: bool = False
     twin_correlation: float = 0.95
 
+    def __post_init__(self) -> None:
+        for name in ("path", "split"):
+            if not isinstance(getattr(self, name), str):
+                raise RecipeError(f"{name}: expected text, got {getattr(self, name)!r}")
+        if self.part is not None and self.split != "train":
+            raise RecipeError(f"part {self.part!r}: expected split train, whose indices split files list, got {self.split!r}")
+
     def load(self, folder: Path) -> LabelledImages:
         """Reads the images, with groups of near-duplicates.
 
@@ -95,11 +119,14 @@ class DataChoice:
         if self.path != BUILTIN and self.split_file is None:
             raise RecipeError(f"{self.path}: part {self.part!r} needs split_file, the JSON that lists it")
         file = ASSETS / "split.json" if self.split_file is None else folder / self.split_file
+        content = read_json(file)
         try:
-            listed = json.loads(file.read_text())[self.part]
-            indices = np.asarray(listed, dtype=np.int64)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{file}: expected JSON with a list of indices {self.part!r}, got {type(error).__name__}: {error}") from error
+            indices = np.asarray(content[str(self.part)], dtype=np.int64).reshape(-1)
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{file}: expected a list of indices {self.part!r}, got {', '.join(content)}") from error
+        data = DATA if self.path == BUILTIN else folder / self.path
+        if data.is_file() and content.get("data_sha256", sha256_of(data)) != sha256_of(data):
+            raise DataError(f"{file}: lists images of another file than {data}; use the file that the model was trained on")
         if not len(indices) or indices.min() < 0 or indices.max() >= count:
             raise DataError(f"{file}: {self.part}: expected indices 0..{count - 1}, got {len(indices)} of them; is it the split of other data?")
         return indices
@@ -114,13 +141,15 @@ class Recipe:
         reference: what the user has; novelty and information gain are relative to it.
         calibration: reals that neither the model nor the reference holds; they set the screen's thresholds.
         generator_train: what the model saw, for copies and the shield; None where it is not known.
+        control: reals that neither model, reference nor calibration hold, to see how many of them the screen accepts: the figure that a
+            yield stands beside. None: there is none, and reports say so.
         guide: settings of a guide, such as `monai_diverse.sampling.Shield`; None for brute force.
         screen: settings of `NoveltyScreen`.
         labels: `reference` draws classes with the reference's shares, `balanced` with equal ones; a list gives the shares.
         size: stop at so many accepted samples; None for no bound.
-        max_evaluations: stop before more network evaluations than this.
+        max_evaluations: stop before more network evaluations than this, counted for the samples that were judged.
         steps: inference steps; None for the source's own number.
-        batch_size: seeds a round; a guide that couples the batch makes it part of the recipe.
+        batch_size: samples a round; a guide that couples the batch makes it part of the recipe.
         dtype: how the bank stores images: uint8, float16 or float32.
         seed: of the whole bank.
     """
@@ -129,6 +158,7 @@ class Recipe:
     reference: DataChoice
     calibration: DataChoice
     generator_train: DataChoice | None = None
+    control: DataChoice | None = None
     guide: Component | None = None
     screen: Component = field(default_factory=lambda: Component(target="monai_diverse.NoveltyScreen"))
     labels: str | tuple[float, ...] = "reference"
@@ -142,15 +172,21 @@ class Recipe:
     allow: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        kinds = {"source": Component, "screen": Component, "reference": DataChoice, "calibration": DataChoice}
+        for name, kind in kinds.items():
+            if not isinstance(getattr(self, name), kind):
+                raise RecipeError(f"{name}: expected a {kind.__name__}, got {getattr(self, name)!r}")
         for name in ("max_evaluations", "batch_size", "size", "steps"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
+            optional = value is None and name in ("size", "steps")
+            if not optional and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise RecipeError(f"{name}: expected a whole number from 1, got {value!r}")
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**31:
             raise RecipeError(f"seed: expected a whole number in 0..{2**31 - 1}, got {self.seed!r}")
         if self.dtype not in ("uint8", "float16", "float32"):
             raise RecipeError(f"dtype: expected uint8, float16 or float32, got {self.dtype!r}")
-        if isinstance(self.labels, str) and self.labels not in ("reference", "balanced"):
+        shares = not isinstance(self.labels, str) and all(isinstance(v, int | float) and 0 <= v < float("inf") for v in self.labels)
+        if not shares and self.labels not in ("reference", "balanced"):
             raise RecipeError(f"labels: expected 'reference', 'balanced' or a list of shares, got {self.labels!r}")
 
     @classmethod
@@ -176,7 +212,7 @@ class Recipe:
         """Makes a recipe of plain values; the inverse of `as_json`."""
         values = dict(content)
         kinds: dict[str, type] = {"source": Component, "guide": Component, "screen": Component}
-        kinds |= dict.fromkeys(("reference", "calibration", "generator_train"), DataChoice)
+        kinds |= dict.fromkeys(("reference", "calibration", "generator_train", "control"), DataChoice)
         for key, kind in kinds.items():
             if values.get(key) is not None:
                 values[key] = _from_mapping(kind, values[key], key)
@@ -194,24 +230,20 @@ class Recipe:
         values.pop("allow")
         return values | {"labels": self.labels if isinstance(self.labels, str) else list(self.labels)}
 
-    def fingerprint(self, data: Mapping[str, str]) -> str:
-        """SHA-256 of all that decides which samples a bank holds, but not how many.
+    def fingerprint(self, parts: Mapping[str, str]) -> str:
+        """SHA-256 of all that decides which samples a bank holds, but not how many, nor where files lie.
 
         Args:
-            data: hashes of the images that play a part, since a path does not say what lies there.
+            parts: fingerprints of what the recipe names: source, screen, guide and images, with their defaults.
         """
-        values = self.as_json()
-        for bound in ("size", "max_evaluations"):
-            values.pop(bound)
-        return fingerprint_of({"recipe": values, "data": dict(data)})
+        values = {name: value for name, value in self.as_json().items() if name in ("labels", "steps", "batch_size", "dtype", "seed")}
+        return fingerprint_of({"recipe": values, "parts": dict(parts)})
 
 
-def _resolved(value: Any, folder: Path, allow: Sequence[str]) -> Any:
+def _resolved(name: str, value: Any, folder: Path, allow: Sequence[str]) -> Any:
     if isinstance(value, Mapping) and "target" in value:
         return _from_mapping(Component, value, str(value["target"])).build(folder, allow)
-    if isinstance(value, str) and not Path(value).is_absolute() and (folder / value).exists() and value not in ("", "."):
-        return str(folder / value)
-    return value
+    return str(folder / value) if name in PATH_ARGUMENTS and isinstance(value, str) else value
 
 
 def _from_mapping(kind: type, values: Any, name: str, hidden: Sequence[str] = ()) -> Any:

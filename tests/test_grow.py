@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.distance import cdist
 
 from monai_diverse import Recipe, SampleBank, grow
 from monai_diverse.errors import BankError, BankMismatchError, DataError, RecipeError, StorageError
-from monai_diverse.grow import Job, grow_steps
+from monai_diverse.growth import grow_steps
+from monai_diverse.job import Job
 from monai_diverse.recipe import Component
 
 
@@ -75,18 +77,65 @@ def test_size_bounds_the_bank_and_can_be_raised(guided: Recipe, tmp_path: Path) 
     assert grown.progress == whole.progress
 
 
-def test_guide_keeps_samples_from_each_other(recipe: Recipe, guided: Recipe, tmp_path: Path) -> None:
-    """The shield must reach the sampler: the same seeds give other images."""
-    plain, shielded = Job.prepare(recipe), Job.prepare(guided)
-    first, second = (job.draw(0, 32, job.guide)[0] for job in (plain, shielded))
-    assert not np.array_equal(first, second)
+def test_guide_keeps_samples_from_each_other(recipe: Recipe) -> None:
+    """The shield must reach the sampler and do what it is for: nearest class-mates of a batch lie further apart."""
+    guide = Component(target="monai_diverse.sampling.Shield", arguments={"strength": 0.5, "scale": 0.0, "distinct": 4.0, "pool": 1})
+    plain, shielded = Job.prepare(recipe), Job.prepare(replace(recipe, guide=guide))
+
+    def spread(job: Job) -> float:
+        images, labels, _ = job.draw(0, 32, job.guide)
+        distances = cdist(images.reshape(32, -1), images.reshape(32, -1))
+        distances[np.eye(32, dtype=bool) | (labels[:, None] != labels)] = np.inf
+        return float(np.median(distances.min(1)))
+
+    assert spread(shielded) > 1.1 * spread(plain)
 
 
 @pytest.mark.parametrize(("labels", "share"), [("balanced", 0.5), ("reference", 0.5), ((1.0, 3.0), 0.75)])
 def test_label_shares(recipe: Recipe, labels: object, share: float) -> None:
-    job = Job.prepare(replace(recipe, labels=labels))
-    drawn = [np.random.default_rng([s, 1]).choice(2, p=job.label_shares) for s in range(2000)]
+    job = Job.prepare(replace(recipe, labels=labels, steps=1))
+    drawn = job.draw(0, 1500, None)[1]
     assert np.mean(drawn) == pytest.approx(share, abs=0.05)
+    np.testing.assert_array_equal(job.draw(700, 10, None)[1], drawn[700:710])
+
+
+def test_size_reached_inside_the_last_batch_can_still_be_completed(guided: Recipe, tmp_path: Path) -> None:
+    whole = grow(guided, tmp_path / "whole")
+    last = [i for i, seed in enumerate(whole.seeds) if seed % 2**32 >= 64]
+    assert last, "some sample of the last batch should be accepted for this test to mean anything"
+    grow(replace(guided, size=last[0] + 1), tmp_path / "bank")
+    assert grow(guided, tmp_path / "bank", resume=True).fingerprint == whole.fingerprint
+
+
+def test_budget_below_one_batch(recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"at least one batch of 32 samples, 160, got 159"):
+        grow(replace(recipe, max_evaluations=159), tmp_path / "bank")
+
+
+def test_defaults_are_part_of_the_fingerprint(recipe: Recipe, guided: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later version with other defaults must not grow on in the same bank."""
+    grow(replace(guided, size=1), tmp_path / "bank")
+    stronger = replace(guided, guide=Component(target="monai_diverse.sampling.Shield", arguments={"strength": 0.31}))
+    arguments = dict(recipe.screen.arguments) | {"components": 7}
+    stricter = replace(guided, screen=Component(target=recipe.screen.target, arguments=arguments))
+    for other in (stronger, stricter):
+        with pytest.raises(BankMismatchError, match="recipe"):
+            grow(other, tmp_path / "bank", resume=True)
+    same = replace(guided, guide=Component(target="monai_diverse.sampling.Shield", arguments={"strength": 0.3}))
+    grow(replace(same, size=2), tmp_path / "bank", resume=True)
+
+
+def test_control_stands_beside_the_yield(recipe: Recipe, tmp_path: Path, blob_file: Path) -> None:
+    control = replace(recipe.calibration, path=str(blob_file), split="test", part=None)
+    bank = grow(replace(recipe, control=control, size=1), tmp_path / "bank")
+    assert bank.progress["control"]["drawn"] == 40
+    assert bank.progress["stopped"] == "size"
+    assert Job.prepare(recipe).control is None
+
+
+def test_model_trained_on_mirrored_images_needs_a_mirrored_copy_gate(recipe: Recipe) -> None:
+    with pytest.raises(RecipeError, match="mirrored: true"):
+        Job.prepare(replace(recipe, generator_train=replace(recipe.generator_train, mirrored=False)))
 
 
 def test_growing_leaves_global_random_state_alone(recipe: Recipe, tmp_path: Path) -> None:

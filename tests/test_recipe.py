@@ -19,15 +19,17 @@ def test_yaml_round_trip(recipe_file: Path, tmp_path: Path) -> None:
     assert again.fingerprint({}) == recipe.fingerprint({})
 
 
-def test_fingerprint_holds_all_but_the_bounds(recipe_file: Path) -> None:
+def test_fingerprint_holds_all_but_bounds_and_places(recipe_file: Path) -> None:
     recipe = Recipe.load(recipe_file)
-    same = recipe.fingerprint({"reference": "a"})
-    assert replace(recipe, size=7, max_evaluations=9).fingerprint({"reference": "a"}) == same
+    parts = {"source": "a", "screen": "b"}
+    same = recipe.fingerprint(parts)
+    moved = replace(recipe, reference=replace(recipe.reference, path="elsewhere.npz"))
+    assert replace(recipe, size=7, max_evaluations=9).fingerprint(parts) == moved.fingerprint(parts) == same
     others = [
-        replace(recipe, **{key: value}) for key, value in (("seed", 4), ("batch_size", 16), ("labels", "balanced"), ("steps", 4), ("guide", None))
+        replace(recipe, **{key: value})
+        for key, value in (("seed", 4), ("batch_size", 16), ("labels", "balanced"), ("steps", 4), ("dtype", "float32"))
     ]
-    others[-1] = replace(recipe, guide=Component(target="monai_diverse.sampling.Shield"))
-    prints = {other.fingerprint({"reference": "a"}) for other in others} | {recipe.fingerprint({"reference": "b"}), same}
+    prints = {other.fingerprint(parts) for other in others} | {recipe.fingerprint(parts | {"screen": "c"}), same}
     assert len(prints) == 7
 
 
@@ -50,6 +52,16 @@ def _edited(file: Path, **changes: object) -> Path:
         ({"batch_size": 1.5}, "batch_size"),
         ({"dtype": "int8"}, "dtype"),
         ({"labels": "even"}, "labels"),
+        ({"labels": ["a", "b"]}, "labels"),
+        ({"labels": [float("nan"), 1]}, "labels"),
+        ({"source": None}, "source: expected a Component"),
+        ({"reference": None}, "reference: expected a DataChoice"),
+        ({"reference": {"path": 3}}, "path: expected text"),
+        ({"calibration": {"path": "builtin", "part": "calibration", "split": "val"}}, "expected split train"),
+        ({"source": {"target": 5}}, "target: expected the dotted path"),
+        ({"source": {"target": "monai_diverse.BuiltinSource", "arguments": [1]}}, "arguments: expected a mapping"),
+        ({"max_evaluations": None}, "max_evaluations: expected a whole number"),
+        ({"batch_size": None}, "batch_size: expected a whole number"),
     ],
 )
 def test_bad_recipes_are_explained(recipe_file: Path, changes: dict[str, object], message: str) -> None:
@@ -83,6 +95,10 @@ def test_only_allowed_packages_are_imported(tmp_path: Path, monkeypatch: pytest.
         (Component(target="monai_diverse.Nothing"), "importable class"),
         (Component(target="monai_diverse.nowhere.Thing"), "importable class"),
         (Component(target="os.system"), "--allow"),
+        (Component(target="torch.load", arguments={"f": "x.pt", "weights_only": False}), "--allow"),
+        (Component(target="monai_diverse.recipe.Path"), "--allow"),
+        (Component(target="monai_diverse.recipe.importlib.import_module"), "importable class"),
+        (Component(target="monai_diverse.storage.write_atomic"), "expected a class, got function"),
         (Component(target="monai_diverse.NoveltyScreen", arguments={"colour": 1}), "arguments do not fit"),
     ],
 )
@@ -107,6 +123,22 @@ def test_data_parts(tiny_model: Path, blob_file: Path) -> None:
     both = replace(chosen, mirrored=True).load(blob_file.parent)
     np.testing.assert_array_equal(both.images[len(data) :], data.images[..., ::-1])
     np.testing.assert_array_equal(both.group_ids[: len(data)], both.group_ids[len(data) :])
+
+
+def test_split_of_other_data_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.npz"
+    np.savez(other, images=np.random.default_rng(0).random((150, 8, 8)), labels=np.arange(150) % 2)
+    with pytest.raises(DataError, match="another file"):
+        DataChoice(path=str(other), split_file=str(tiny_model / "split.json"), part="calibration").load(tmp_path)
+
+
+def test_paths_start_at_the_recipe(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of that name in the working directory is another model."""
+    component = Component(target="monai_diverse.DiffusersSource", arguments={"folder": tiny_model.name})
+    assert component.build(tiny_model.parent).name == "tiny"
+    monkeypatch.chdir(tiny_model.parent)
+    with pytest.raises(DataError, match="is missing"):
+        component.build(tmp_path)
 
 
 def test_bad_data_parts(tmp_path: Path, blob_file: Path) -> None:

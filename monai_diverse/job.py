@@ -1,0 +1,163 @@
+"""A recipe with everything that it names made and fitted: model, screen, guide, images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from monai_diverse.bank import BankHeader
+from monai_diverse.data import FloatArray, IntArray, LabelledImages, require_every_class
+from monai_diverse.errors import DataError, RecipeError
+from monai_diverse.recipe import Recipe
+from monai_diverse.sampling import Guide
+from monai_diverse.screening import FittedScreen, NoveltyScreen
+from monai_diverse.sources import SampleSource
+from monai_diverse.storage import sha256_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A recipe with everything that it names made and fitted.
+
+    Attributes:
+        recipe: the choices.
+        source: the generative model.
+        screen: fitted to reference and calibration reals.
+        guide: fitted; None for brute force.
+        guide_settings: what the guide was fitted with, in words.
+        label_shares: (classes,) probabilities with which classes are drawn.
+        data_hashes: by part, for the fingerprint.
+        control: yield of held-out real images under the same screen; None if the recipe has none.
+    """
+
+    recipe: Recipe
+    source: SampleSource
+    screen: FittedScreen
+    guide: Guide | None
+    guide_settings: str
+    label_shares: FloatArray
+    data_hashes: dict[str, str]
+    control: dict[str, Any] | None
+
+    @classmethod
+    def prepare(cls, recipe: Recipe) -> Job:
+        """Loads the model and the images, fits screen and guide.
+
+        Raises:
+            RecipeError: a component that is not what its place needs.
+            DataError: images that do not fit the model, an empty class.
+        """
+        source = recipe.source.build(recipe.folder, recipe.allow)
+        screen = recipe.screen.build(recipe.folder, recipe.allow)
+        settings = None if recipe.guide is None else recipe.guide.build(recipe.folder, recipe.allow)
+        for value, kind, name in ((source, SampleSource, "source"), (screen, NoveltyScreen, "screen")):
+            if not isinstance(value, kind):
+                raise RecipeError(f"{name}: expected a {kind.__name__}, got {type(value).__name__}")
+        real = _real_images(recipe, source)
+        fitted = screen.fit(real["reference"], real["calibration"], real.get("generator_train"))
+        return cls(
+            recipe=recipe,
+            source=source,
+            screen=fitted,
+            guide=_fit_guide(settings, source, real),
+            guide_settings=repr(settings),
+            label_shares=_label_shares(recipe, source, real["reference"]),
+            data_hashes={name: sha256_of(images.images.tobytes() + images.labels.tobytes()) for name, images in real.items()},
+            control=fitted.yield_of(real["control"]).as_json() if "control" in real else None,
+        )
+
+    def without_guide(self) -> Job:
+        """The same model and screen by brute force."""
+        return replace(self, recipe=replace(self.recipe, guide=None), guide=None, guide_settings=repr(None))
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that decides which samples the bank holds."""
+        parts = {name: value for name, value in self.data_hashes.items() if name != "control"}
+        parts |= {"source": self.source.fingerprint, "screen": self.screen.fingerprint, "guide": self.guide_settings}
+        return self.recipe.fingerprint(parts)
+
+    def header(self) -> BankHeader:
+        """What a bank of this job says of itself."""
+        return BankHeader(
+            recipe=self.recipe.as_json() | {"data": self.data_hashes},
+            recipe_fingerprint=self.fingerprint,
+            source={
+                "name": self.source.name,
+                "fingerprint": self.source.fingerprint,
+                "licence": self.source.licence,
+                "class_names": list(self.source.class_names),
+            },
+            features=self.screen.describe(),
+            shape=self.source.shape,
+            classes=self.source.classes,
+            dtype=self.recipe.dtype,
+        )
+
+    def draw(self, first: int, count: int, guide: Guide | None) -> tuple[FloatArray, IntArray, IntArray]:
+        """Draws samples number `first` to `first + count - 1` of the recipe: (images, labels, seeds), images as a bank stores them."""
+        seeds = self.recipe.seed * 2**32 + np.arange(first, first + count, dtype=np.int64)
+        labels = np.array([self._label_of(int(seed)) for seed in seeds], dtype=np.int64)
+        images = self.source.sample(labels, seeds, guide=guide, steps=self.recipe.steps).numpy()
+        return as_stored(images, self.recipe.dtype), labels, seeds
+
+    def _label_of(self, seed: int) -> int:
+        # a stream of its own, apart from the noise's
+        stream = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1,)))
+        return int(stream.choice(len(self.label_shares), p=self.label_shares))
+
+
+def as_stored(images: FloatArray, dtype: str) -> FloatArray:
+    """Rounds images in [0, 1] to what a bank of `dtype` gives back, so that what is judged is what is stored."""
+    if dtype == "uint8":
+        return (np.round(images * 255) / 255).astype(np.float32)
+    return images.astype(dtype).astype(np.float32)
+
+
+def to_model(source: SampleSource, images: FloatArray, labels: IntArray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images (n, c, *spatial) in [0, 1] and labels (n,), as guides take them."""
+    return source.encode(torch.from_numpy(images)), torch.from_numpy(labels)
+
+
+def _real_images(recipe: Recipe, source: SampleSource) -> dict[str, LabelledImages]:
+    choices = {name: getattr(recipe, name) for name in ("reference", "calibration", "generator_train", "control")}
+    real = {name: choice.load(recipe.folder) for name, choice in choices.items() if choice is not None}
+    for name, images in real.items():
+        _require_fit(source, images, name)
+    if source.mirrored and recipe.generator_train is not None and not recipe.generator_train.mirrored:
+        raise RecipeError("generator_train: expected mirrored: true, since the model was trained on mirrored images too and may copy those")
+    return real
+
+
+def _fit_guide(settings: Any, source: SampleSource, real: dict[str, LabelledImages]) -> Guide | None:
+    if settings is None:
+        return None
+    if not hasattr(settings, "fit"):
+        raise RecipeError(f"guide: expected settings with a fit method, such as monai_diverse.sampling.Shield, got {type(settings).__name__}")
+    train = real.get("generator_train", real["reference"])
+    calibration = real["calibration"]
+    guide: Guide = settings.fit(*to_model(source, train.images, train.labels), *to_model(source, calibration.images, calibration.labels))
+    return guide
+
+
+def _require_fit(source: SampleSource, images: LabelledImages, name: str) -> None:
+    if images.images.shape[1:] != source.shape:
+        raise DataError(f"{name}: expected images of the model's shape {source.shape}, got {images.images.shape[1:]}; resize or crop them")
+    if images.labels.max() >= source.classes:
+        raise DataError(f"{name}: expected the model's classes 0..{source.classes - 1}, got {images.labels.max()}")
+    require_every_class(images.labels, source.classes, name)
+
+
+def _label_shares(recipe: Recipe, source: SampleSource, reference: LabelledImages) -> FloatArray:
+    if recipe.labels == "balanced":
+        shares = np.ones(source.classes)
+    elif recipe.labels == "reference":
+        shares = np.bincount(reference.labels, minlength=source.classes).astype(float)
+    else:
+        shares = np.asarray(recipe.labels, dtype=float)
+    if shares.shape != (source.classes,) or (shares < 0).any() or shares.sum() == 0:
+        raise RecipeError(f"labels: expected {source.classes} shares from 0, one a class, got {recipe.labels}")
+    return np.asarray(shares / shares.sum())
