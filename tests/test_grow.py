@@ -79,7 +79,9 @@ def test_size_bounds_the_bank_and_can_be_raised(guided: Recipe, tmp_path: Path) 
 
 def test_guide_keeps_samples_from_each_other(recipe: Recipe) -> None:
     """The shield must reach the sampler and do what it is for: nearest class-mates of a batch lie further apart."""
-    guide = Component(target="monai_diverse.sampling.Shield", arguments={"strength": 0.5, "scale": 0.0, "distinct": 4.0, "pool": 1})
+    guide = Component(
+        target="monai_diverse.sampling.Shield", arguments={"strength": 0.5, "scale": 0.0, "distinct": 4.0, "pool": 1, "keep_intensity": False}
+    )
     plain, shielded = Job.prepare(recipe), Job.prepare(replace(recipe, guide=guide))
 
     def spread(job: Job) -> float:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -175,7 +177,7 @@ def test_guidance_needs_a_null_class() -> None:
 def _shield(seed: int, count: int = 30, **more: float) -> tuple[Shield, torch.Tensor, torch.Tensor]:
     rng = np.random.default_rng(seed)
     train = torch.from_numpy(rng.normal(size=(count, 1, 8, 8)).astype(np.float32))
-    return Shield(**more), train, torch.arange(count) % 2
+    return Shield(**{"keep_intensity": False} | more), train, torch.arange(count) % 2
 
 
 @settings(max_examples=25, deadline=None)
@@ -215,6 +217,19 @@ def test_shield_leaves_alone_what_is_far_or_of_another_class_or_outside_its_inte
         assert torch.equal(shield(near, labels[:1], sigma), near)
     moved = shield(near, labels[:1], 1.0)
     assert float((moved - train[0]).norm()) > float((near - train[0]).norm())
+
+
+def test_intensity_is_kept() -> None:
+    """A push away from the crowd raises the contrast; by default each image gets its mean and deviation back."""
+    free, train, labels = _shield(0, scale=2.0)
+    x0 = train[:6] * 0.5
+    pushed = free.fit(train, labels, train + 0.1, labels)(x0, labels[:6], 1.0)
+    kept = replace(free, keep_intensity=True).fit(train, labels, train + 0.1, labels)(x0, labels[:6], 1.0)
+    assert not torch.allclose(pushed.std((1, 2, 3)), x0.std((1, 2, 3)), rtol=0.05)
+    torch.testing.assert_close(kept.mean((1, 2, 3)), x0.mean((1, 2, 3)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(kept.std((1, 2, 3)), x0.std((1, 2, 3)), atol=1e-5, rtol=1e-4)
+    for moved, with_kept in zip(pushed, kept, strict=True):
+        assert float(np.corrcoef(moved.flatten(), with_kept.flatten())[0, 1]) > 0.9999
 
 
 def test_accepted_samples_repel_too() -> None:
