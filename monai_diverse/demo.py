@@ -40,7 +40,7 @@ class DemoConfig:
 
     quick: bool = False
     seed: int = 0
-    max_evaluations: int = 60_000
+    max_evaluations: int = 40_000
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     prob: float = 0.1
 

@@ -117,10 +117,12 @@ def _loss_plot(training: dict[str, Any]) -> bytes:
     figure = Figure(figsize=(6, 3.4), layout="constrained")
     axes = figure.subplots()
     steps = [row["step"] for row in training["losses"]]
+    losses = [row["validation_loss"] for row in training["losses"]]
     axes.plot(steps, [row["train_loss"] for row in training["losses"]], color="#999999", label="training (with dropout, current weights)")
-    axes.plot(steps, [row["validation_loss"] for row in training["losses"]], color="#0072B2", label="validation bank (averaged weights)")
+    axes.plot(steps, losses, color="#0072B2", label="validation bank (averaged weights)")
     axes.axvline(training["best_step"], color="#D55E00", linestyle="--", label=f"kept: step {training['best_step']}")
-    axes.set(xlabel="optimiser step", ylabel="mean squared error of v", yscale="log")
+    # the first training losses are many times the rest and would flatten it
+    axes.set(xlabel="optimiser step", ylabel="mean squared error of v", ylim=(0.9 * min(losses), 1.15 * max(losses)))
     axes.legend(frameon=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
