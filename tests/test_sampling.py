@@ -221,7 +221,7 @@ def test_shield_leaves_alone_what_is_far_or_of_another_class_or_outside_its_inte
 
 def test_intensity_is_kept() -> None:
     """A push away from the crowd raises the contrast; by default each image gets its mean and deviation back."""
-    free, train, labels = _shield(0, scale=2.0)
+    free, train, labels = _shield(0, scale=20.0)
     x0 = train[:6] * 0.5
     pushed = free.fit(train, labels, train + 0.1, labels)(x0, labels[:6], 1.0)
     kept = replace(free, keep_intensity=True).fit(train, labels, train + 0.1, labels)(x0, labels[:6], 1.0)

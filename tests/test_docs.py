@@ -1,0 +1,70 @@
+"""What the README and the docs tell people to type exists and works."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from conftest import blobs
+
+from monai_diverse import Recipe, grow
+from monai_diverse.cli import main
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = PAGES[0].read_text()
+
+
+def _blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)\)", page.read_text())
+    broken = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert not broken
+
+
+def test_commands_and_options_exist(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    lines = [line for block in _blocks("bash") for line in block.splitlines()] + re.findall(r"`(monai-diverse [^`]+)`", README)
+    commands = [shlex.split(line, comments=True) for line in lines if line.startswith("monai-diverse")]
+    assert {words[1] for words in commands} == {"demo", "train", "grow", "inspect", "verify"}
+    for words in commands:
+        assert main([words[1], "--help"]) == 0
+        text = capsys.readouterr().out
+        assert all(word in text for word in words if word.startswith("--")), words
+
+
+def test_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {line.split()[1] for block in _blocks("bash") for line in block.splitlines() if line.startswith("make ")}
+    assert {"demo", "test"} <= named <= targets
+
+
+def test_recipe_is_one(tmp_path: Path) -> None:
+    (block,) = _blocks("yaml")
+    assert Recipe.from_json(yaml.safe_load(block)).guide is not None
+
+
+def test_python_runs(recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grow(Recipe.load(recipe_file), tmp_path / "bank")
+    monkeypatch.chdir(tmp_path)
+    real = blobs(20, 0)
+    names: dict[str, object] = {
+        "image": real.images[0],
+        "data": [{"image": x, "label": int(y)} for x, y in zip(real.images, real.labels, strict=True)],
+    }
+    blocks = _blocks("python")
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(block, names)
+    assert names["item"]["image"].shape == (1, 8, 8)  # type: ignore[index]
+    dataset = names["dataset"]
+    assert len(dataset) == 24  # type: ignore[arg-type]
+    assert np.shape(dataset[23]["image"]) == (1, 8, 8)  # type: ignore[index]
