@@ -245,10 +245,12 @@ def test_a_writer_that_a_child_process_inherited_still_lets_go(tmp_path):
     child.start()
     try:
         writer.close()
-        BankWriter.create_or_resume(tmp_path, header(), resume=True).close()
+        with BankWriter.create_or_resume(tmp_path, header(), resume=True) as second:
+            second.append(**samples(1), progress={"drawn": 1})
     finally:
         release.set()
         child.join()
+    assert len(SampleBank.open(tmp_path)) == 1
 
 
 def test_existing_banks(tmp_path):

@@ -308,7 +308,8 @@ def test_range_mismatch_warns_once_with_both_ranges(bank, scale, shift):
 
 @pytest.mark.parametrize(("scale", "shift"), [(1, 0), (0.3, 0.1), (1.2, -0.1), (0.08, 0)])
 def test_ordinary_ranges_do_not_warn(bank, scale, shift):
-    RandDiverseReplaced("image", bank, prob=1)({"image": real_image() * scale + shift, "label": 0})
+    item = RandDiverseReplaced("image", bank, prob=1)({"image": real_image() * scale + shift, "label": 0})  # a warning would be an error
+    assert item["sample_source"].startswith("synthetic:")
 
 
 def test_a_blank_image_does_not_use_the_check_up(bank):
