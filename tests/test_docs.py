@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from conftest import blobs
 
 from monai_diverse import Recipe, grow
 from monai_diverse.cli import main
+from monai_diverse.job import Job
+from monai_diverse.sources.builtin import ASSETS, DATA
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -47,9 +49,16 @@ def test_make_targets_exist() -> None:
     assert {"demo", "test"} <= named <= targets
 
 
-def test_recipe_is_one(tmp_path: Path) -> None:
+def test_recipe_works_beside_a_trained_model(tmp_path: Path) -> None:
+    """The README's recipe, on files of the names that its commands give them."""
     (block,) = _blocks("yaml")
-    assert Recipe.from_json(yaml.safe_load(block)).guide is not None
+    (tmp_path / "recipe.yaml").write_text(block)
+    shutil.copy(DATA, tmp_path / "images.npz")
+    shutil.copytree(ASSETS, tmp_path / "model")
+    job = Job.prepare(Recipe.load(tmp_path / "recipe.yaml"))
+    assert job.guide is not None
+    images, labels, _ = job.draw(0, 4, job.guide)
+    assert len(job.screen.screen(images, labels)) == 4
 
 
 def test_python_runs(recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
