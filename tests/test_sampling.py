@@ -3,72 +3,74 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
+from diffusers import DDIMScheduler, UNet2DModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monai_diverse.errors import DataError, RecipeError
-from monai_diverse.sampling import SCHEDULERS, ClassifierFree, Shield, alphas_of, build_scheduler, sample_states
-from monai_diverse.sampling.loop import generators_of, initial_noise
-from monai_diverse.sampling.shield import low_passed
+from monai_diverse.sampling import SCHEDULERS, NoiseSchedule, Shield, State, build_scheduler, sample_states
+from monai_diverse.sampling.loop import KARRAS, SIGMA_MAX, generators_of, initial_noise, set_steps
+from monai_diverse.sampling.repulsion import low_passed
 from monai_diverse.sources.denoiser import Denoiser
 
 SCHEDULE = {"num_train_timesteps": 1000, "beta_schedule": "squaredcos_cap_v2"}
-ALPHAS = DDPMScheduler(**SCHEDULE).alphas_cumprod
+NOISE = NoiseSchedule.from_diffusers(SCHEDULE)
+BETA_SCHEDULERS = [name for name in SCHEDULERS if "Flow" not in name]
 MEAN, STD = 0.4, 0.5
 
 
 def _gaussian(x: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
     """E[x0 | x] for data N(MEAN, STD^2): the exact denoiser."""
-    abar = ALPHAS[timesteps.long()].reshape(-1, *[1] * (x.ndim - 1))
+    abar = NOISE.at(timesteps).reshape(-1, *[1] * (x.ndim - 1))
     return MEAN + STD**2 * abar.sqrt() * (x - abar.sqrt() * MEAN) / (STD**2 * abar + 1 - abar)
 
 
-def _draw(scheduler: str, steps: int, shape: tuple[int, ...] = (1, 8, 8), count: int = 64, **more: object) -> torch.Tensor:
-    states = sample_states(
-        _gaussian, build_scheduler(scheduler, ALPHAS), ALPHAS, shape, labels=torch.zeros(count).long(), seeds=range(count), steps=steps, **more
-    )
-    return list(states)[-1].x
+def _states(scheduler: str, steps: int, shape: tuple[int, ...] = (1, 8, 8), count: int = 64, karras: bool = False) -> list[State]:
+    made = build_scheduler(scheduler, NOISE, karras=karras)
+    return list(sample_states(_gaussian, made, NOISE, shape, labels=torch.zeros(count).long(), seeds=range(count), steps=steps))
+
+
+def _draw(scheduler: str, steps: int, shape: tuple[int, ...] = (1, 8, 8), count: int = 64, karras: bool = False) -> torch.Tensor:
+    return _states(scheduler, steps, shape, count, karras)[-1].x
 
 
 @pytest.mark.parametrize(
-    ("scheduler", "steps", "tolerance"),
+    ("scheduler", "karras", "steps", "tolerance"),
     [
-        ("DDIMScheduler", 20, 0.03),
-        ("DDIMScheduler", 100, 0.02),
-        ("DPMSolverMultistepScheduler", 10, 0.03),
-        ("DPMSolverMultistepScheduler", 50, 0.02),
-        ("UniPCMultistepScheduler", 20, 0.03),
-        ("DDPMScheduler", 50, 0.1),  # ancestral steps lose variance at coarse strides
-        ("DDPMScheduler", 250, 0.04),
-        ("EulerDiscreteScheduler", 100, 0.05),
+        ("DDIMScheduler", False, 20, 0.03),
+        ("DDIMScheduler", False, 100, 0.02),
+        ("DPMSolverMultistepScheduler", False, 10, 0.03),
+        ("DPMSolverMultistepScheduler", False, 50, 0.02),
+        ("DPMSolverMultistepScheduler", True, 20, 0.04),
+        ("UniPCMultistepScheduler", False, 20, 0.03),
+        ("UniPCMultistepScheduler", True, 20, 0.03),
+        ("DDPMScheduler", False, 50, 0.1),  # ancestral steps lose variance at coarse strides
+        ("DDPMScheduler", False, 250, 0.04),
+        ("EulerDiscreteScheduler", False, 100, 0.05),
+        ("EulerDiscreteScheduler", True, 100, 0.05),
+        ("HeunDiscreteScheduler", False, 100, 0.03),  # its first step is coarse, because a cosine schedule's strongest noise is far away
+        ("HeunDiscreteScheduler", True, 20, 0.04),
     ],
 )
-def test_exact_denoiser_gives_the_data_distribution(scheduler: str, steps: int, tolerance: float) -> None:
-    x = _draw(scheduler, steps)
+def test_exact_denoiser_gives_the_data_distribution(scheduler: str, karras: bool, steps: int, tolerance: float) -> None:
+    x = _draw(scheduler, steps, karras=karras)
     assert float(x.mean()) == pytest.approx(MEAN, abs=0.03)
     assert float(x.std()) == pytest.approx(STD, abs=tolerance)
 
 
-def test_every_scheduler_offered_is_tested() -> None:
+def test_every_scheduler_of_betas_is_tested() -> None:
     tested = {mark.args[1][i][0] for mark in test_exact_denoiser_gives_the_data_distribution.pytestmark for i in range(len(mark.args[1]))}
-    assert tested == set(SCHEDULERS)
+    assert tested == set(BETA_SCHEDULERS)
 
 
 @pytest.mark.parametrize("rescale", [False, True])
 @pytest.mark.parametrize("beta_schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("scheduler", BETA_SCHEDULERS)
 def test_schedulers_keep_the_training_schedule(scheduler: str, beta_schedule: str, rescale: bool) -> None:
     config = {"_class_name": "DDPMScheduler", "num_train_timesteps": 1000, "beta_schedule": beta_schedule, "rescale_betas_zero_snr": rescale}
-    alphas = alphas_of(config)
-    torch.testing.assert_close(build_scheduler(scheduler, alphas).alphas_cumprod, alphas, atol=1e-5, rtol=1e-3)
+    schedule = NoiseSchedule.from_diffusers(config)
+    torch.testing.assert_close(build_scheduler(scheduler, schedule).alphas_cumprod, schedule.alphas_cumprod, atol=1e-5, rtol=1e-3)
     assert torch.isfinite(_draw(scheduler, 10, count=2)).all()
-
-
-@pytest.mark.parametrize("config", [{"_class_name": "FlowMatchEulerDiscreteScheduler"}, {}, {"beta_schedule": "no such"}])
-def test_schedules_without_betas_are_refused(config: dict[str, object]) -> None:
-    with pytest.raises(DataError, match="scheduler: expected"):
-        alphas_of(config)
 
 
 def test_three_dimensions() -> None:
@@ -87,14 +89,14 @@ def test_loop_agrees_with_diffusers_own_steps(prediction_type: str) -> None:
             down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
         ).eval()  # fmt: skip
     schedule = SCHEDULE | {"beta_schedule": "linear"}
-    alphas = DDPMScheduler(**schedule).alphas_cumprod
-    denoiser = Denoiser(network=lambda x, t, _: unet(x, t).sample, alphas_cumprod=alphas, prediction_type=prediction_type, clip=None)
+    noise = NoiseSchedule.from_diffusers(schedule)
+    denoiser = Denoiser(network=lambda x, t, _: unet(x, t).sample, schedule=noise, prediction_type=prediction_type)
     x = initial_noise(range(4), (1, 8, 8))
     theirs = DDIMScheduler(**schedule, prediction_type=prediction_type, clip_sample=False, timestep_spacing="trailing")
     theirs.set_timesteps(12)
     with torch.inference_mode():
         states = sample_states(
-            lambda x, t: denoiser(x, t, None), build_scheduler("DDIMScheduler", alphas), alphas, (1, 8, 8),
+            lambda x, t: denoiser(x, t, torch.zeros(4).long()), build_scheduler("DDIMScheduler", noise), noise, (1, 8, 8),
             labels=torch.zeros(4).long(), seeds=range(4), steps=12,
         )  # fmt: skip
         ours = list(states)[-1].x
@@ -108,7 +110,7 @@ def test_loop_agrees_with_diffusers_own_steps(prediction_type: str) -> None:
 def test_image_depends_on_its_own_seed_alone(scheduler: str) -> None:
     def draw(seeds: list[int]) -> torch.Tensor:
         states = sample_states(
-            _gaussian, build_scheduler(scheduler, ALPHAS), ALPHAS, (1, 4, 4), labels=torch.zeros(len(seeds)).long(), seeds=seeds, steps=10
+            _gaussian, build_scheduler(scheduler, NOISE), NOISE, (1, 4, 4), labels=torch.zeros(len(seeds)).long(), seeds=seeds, steps=10
         )
         return list(states)[-1].x
 
@@ -123,55 +125,65 @@ def test_seeds_beyond_32_bits_differ() -> None:
     assert generators_of([5])[0].initial_seed() != generators_of([5 + 2**32])[0].initial_seed()
 
 
+def test_streams_of_one_seed_are_independent() -> None:
+    """What a second pass starts from or adds on the way is not what the first one did."""
+    noises = torch.stack([initial_noise([5], (1, 32, 32), stream).flatten() for stream in range(3)])
+    assert (noises.corrcoef() - torch.eye(3)).abs().max() < 0.15
+    assert len({generators_of([5], stream)[0].initial_seed() for stream in range(3)}) == 3
+
+
 def test_every_state_is_yielded_with_falling_noise() -> None:
     states = list(
-        sample_states(_gaussian, build_scheduler("DDIMScheduler", ALPHAS), ALPHAS, (1, 4, 4), labels=torch.zeros(2).long(), seeds=[0, 1], steps=7)
+        sample_states(_gaussian, build_scheduler("DDIMScheduler", NOISE), NOISE, (1, 4, 4), labels=torch.zeros(2).long(), seeds=[0, 1], steps=7)
     )
     assert [s.step for s in states] == list(range(7))
     sigmas = [s.sigma for s in states]
     assert sigmas == sorted(sigmas, reverse=True)
 
 
-@pytest.mark.parametrize("name", ["NoSuchScheduler", "UNet2DModel", "HeunDiscreteScheduler"])
+@pytest.mark.parametrize("name", ["NoSuchScheduler", "UNet2DModel", "PNDMScheduler"])
 def test_unknown_scheduler(name: str) -> None:
     with pytest.raises(RecipeError, match="expected one of DDIMScheduler"):
-        build_scheduler(name, ALPHAS)
+        build_scheduler(name, NOISE)
+
+
+def test_flows_are_stepped_on_an_even_grid_that_is_shifted_once() -> None:
+    """s = .1 is shifted to .2 / 1.1; diffusers' own grid ends at the least noise trained on."""
+    schedule = NoiseSchedule.from_flow(1000, shift=2.0)
+    scheduler = build_scheduler("FlowMatchEulerDiscreteScheduler", schedule)
+    set_steps(scheduler, 10)
+    assert scheduler.timesteps[-1].item() == pytest.approx(1000 * 0.2 / 1.1, abs=0.01)
+    expected = [1000 * 2 * s / (1 + s) for s in np.linspace(1, 0.1, 10)]
+    np.testing.assert_allclose(scheduler.timesteps.numpy(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("scheduler", KARRAS)
+def test_karras_spacing_is_that_of_the_paper(scheduler: str) -> None:
+    """Equation 5 with rho 7, between the least noise of the schedule and 80."""
+    sigmas = [s.sigma for s in _states(scheduler, 8, (1, 2, 2), 1, karras=True)]
+    least, most = (float(NOISE.noise_ratio(torch.tensor(0))) ** (1 / 7), SIGMA_MAX ** (1 / 7))
+    expected = (most + np.arange(8) / 7 * (least - most)) ** 7
+    # multistep schedulers round to trained timesteps
+    np.testing.assert_allclose(sorted(set(sigmas), reverse=True), expected, rtol=0.05 if "Multistep" in scheduler else 1e-2)
+
+
+@pytest.mark.parametrize("scheduler", ["DDIMScheduler", "DDPMScheduler"])
+def test_karras_spacing_is_refused_where_it_does_not_work(scheduler: str) -> None:
+    with pytest.raises(RecipeError, match="karras: expected one of"):
+        build_scheduler(scheduler, NOISE, karras=True)
+
+
+def test_heun_can_be_left_between_its_steps_only() -> None:
+    states = _states("HeunDiscreteScheduler", 4, count=2)
+    assert [s.whole for s in states] == [False, True, False, True, False, True, True]
+    assert [s.sigma for s in states[1::2]] == [s.next_sigma for s in states[:-1:2]]
+    assert all(s.whole for s in _states("DDIMScheduler", 4, count=2))
 
 
 @pytest.mark.parametrize("steps", [0, 1001])
 def test_steps_out_of_range(steps: int) -> None:
     with pytest.raises(RecipeError, match=r"expected 1\.\.1000"):
         _draw("DDIMScheduler", steps)
-
-
-def _denoiser(scale: float, **more: object) -> Denoiser:
-    return Denoiser(
-        network=lambda x, t, labels: labels.float().reshape(-1, 1, 1, 1).expand(x.shape),
-        alphas_cumprod=ALPHAS, prediction_type="sample", null=9, clip=None, guidance=ClassifierFree(scale=scale, **more),
-    )  # fmt: skip
-
-
-def test_classifier_free_guidance_extrapolates_from_null() -> None:
-    x, t, labels = torch.zeros(3, 1, 2, 2), torch.full((3,), 500), torch.tensor([0, 1, 2])
-    guided, plain = _denoiser(3.0), _denoiser(1.0)
-    torch.testing.assert_close(guided(x, t, labels)[:, 0, 0, 0], 9 + 3.0 * (labels - 9.0))
-    torch.testing.assert_close(plain(x, t, labels)[:, 0, 0, 0], labels.float())
-    assert (guided.nfe, plain.nfe) == (6, 3)
-
-
-def test_guidance_interval_saves_evaluations() -> None:
-    x, labels = torch.zeros(1, 1, 2, 2), torch.tensor([1])
-    interval = _denoiser(3.0, sigma_min=0.5, sigma_max=2.0)
-    for step in (10, 500, 990):
-        interval(x, torch.full((1,), step), labels)
-    assert interval.nfe == 1 + 2 + 1
-
-
-def test_guidance_needs_a_null_class() -> None:
-    with pytest.raises(RecipeError, match="null class"):
-        Denoiser(network=lambda x, t, y: x, alphas_cumprod=ALPHAS, prediction_type="sample", guidance=ClassifierFree(scale=2))
-    with pytest.raises(RecipeError, match="prediction_type"):
-        Denoiser(network=lambda x, t, y: x, alphas_cumprod=ALPHAS, prediction_type="flow")
 
 
 def _shield(seed: int, count: int = 30, **more: float) -> tuple[Shield, torch.Tensor, torch.Tensor]:

@@ -80,7 +80,7 @@ def test_broken_folders_are_named(tmp_path: Path, tiny_model: Path) -> None:
         ("model.json", "{", "expected a JSON file"),
         ("model.json", "[]", "expected a JSON object"),
         ("scheduler/scheduler_config.json", "[]", "expected a JSON object"),
-        ("scheduler/scheduler_config.json", '{"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3}', "with betas"),
+        ("scheduler/scheduler_config.json", '{"_class_name": "EDMEulerScheduler", "sigma_data": 0.5}', "with betas"),
         ("unet/config.json", "{", "complete copy"),
     ],
 )

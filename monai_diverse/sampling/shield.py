@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
-from monai_diverse.data import IntArray
 from monai_diverse.errors import DataError, RecipeError
+from monai_diverse.sampling.guides import Guide
+from monai_diverse.sampling.repulsion import low_passed, nearest_by_class, push_out, quantile_by_class, upsampled, with_intensity_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +65,9 @@ class Shield:
         if len(heldout) == 0 or len(train) < 2:
             raise DataError(f"shield: expected two or more training images and held-out reals to calibrate on, got {len(train)} and {len(heldout)}")
         low, unseen = low_passed(train, self.pool).flatten(1), low_passed(heldout, self.pool).flatten(1)
-        to_new = _nearest_by_class(unseen, heldout_labels, low, train_labels, 0)
-        among = _nearest_by_class(low, train_labels, low, train_labels, 1)
-        radii = self.scale * _by_class(to_new, heldout_labels, train_labels, 0.95)
+        to_new = nearest_by_class(unseen, heldout_labels, low, train_labels, 0)
+        among = nearest_by_class(low, train_labels, low, train_labels, 1)
+        radii = self.scale * quantile_by_class(to_new, heldout_labels, train_labels, 0.95)
         return FittedShield(
             settings=self,
             centres=low,
@@ -80,7 +78,7 @@ class Shield:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FittedShield:
+class FittedShield(Guide):
     """The shield as a guide.
 
     push_i = strength * sum_k relu(r_k / |x0_i - z_k| - 1) (x0_i - z_k), over the class-mates z_k among training images,
@@ -108,12 +106,12 @@ class FittedShield:
         low = low_passed(x0, chosen.pool)
         flat = low.flatten(1)
         mates = labels[:, None] == self.labels.to(labels.device)[None]
-        push = _push(flat, self.centres.to(flat), self.radii.to(flat)[None] * mates)
+        push = push_out(flat, self.centres.to(flat), self.radii.to(flat)[None] * mates)
         if self.distinct_radius > 0 and len(x0) > 1:
             others = (labels[:, None] == labels[None]) & ~torch.eye(len(x0), dtype=torch.bool, device=x0.device)
-            push = push + _push(flat, flat, self.distinct_radius * others)
-        moved = x0 + chosen.strength * _upsampled(push.reshape(low.shape), x0)
-        return _with_intensity_of(moved, x0) if chosen.keep_intensity else moved
+            push = push + push_out(flat, flat, self.distinct_radius * others)
+        moved = x0 + chosen.strength * upsampled(push.reshape(low.shape), x0)
+        return with_intensity_of(moved, x0) if chosen.keep_intensity else moved
 
     def given(self, accepted: Tensor, labels: Tensor) -> FittedShield:
         """The same shield with balls around accepted samples (m, c, *spatial) of classes `labels` too."""
@@ -126,57 +124,3 @@ class FittedShield:
             labels=torch.cat([self.labels, labels.to(self.labels)]),
             radii=torch.cat([self.radii, torch.full((len(centres),), self.distinct_radius)]),
         )
-
-
-def low_passed(images: Tensor, pool: int) -> Tensor:
-    """Average-pools images (n, c, *spatial), two or three spatial axes, by `pool` along each."""
-    if pool == 1:
-        return images
-    if images.ndim == 4:
-        return F.adaptive_avg_pool2d(images, (max(1, images.shape[2] // pool), max(1, images.shape[3] // pool)))
-    return F.adaptive_avg_pool3d(images, (max(1, images.shape[2] // pool), max(1, images.shape[3] // pool), max(1, images.shape[4] // pool)))
-
-
-def _push(points: Tensor, centres: Tensor, radii: Tensor) -> Tensor:
-    """sum_k relu(radii_ik / |points_i - centres_k| - 1) (points_i - centres_k), without an (n, m, p) array."""
-    # in double precision: close to a centre the two terms below are large and nearly cancel
-    x, z = points.double(), centres.double()
-    distances = torch.cdist(x, z, compute_mode="donot_use_mm_for_euclid_dist").clamp_min(1e-6)
-    weights = (radii / distances - 1).clamp_min(0)
-    return (weights.sum(1, keepdim=True) * x - weights @ z).to(points.dtype)
-
-
-def _with_intensity_of(moved: Tensor, original: Tensor) -> Tensor:
-    """`moved` (n, c, *spatial) with each image's mean and standard deviation as in `original`."""
-    axes = tuple(range(1, moved.ndim))
-    mean, deviation = original.mean(axes, keepdim=True), original.std(axes, keepdim=True)
-    return mean + (moved - moved.mean(axes, keepdim=True)) * (deviation / moved.std(axes, keepdim=True).clamp_min(1e-6))
-
-
-def _upsampled(push: Tensor, like: Tensor) -> Tensor:
-    if push.shape == like.shape:
-        return push
-    return F.interpolate(push, size=like.shape[2:], mode="bilinear" if like.ndim == 4 else "trilinear", align_corners=False)
-
-
-def _nearest_by_class(queries: Tensor, query_labels: Tensor, points: Tensor, labels: Tensor, skip: int) -> Tensor:
-    """Distance of each query to its nearest class-mate, after `skip` nearer ones; NaN where there is none."""
-    out = torch.full((len(queries),), float("nan"))
-    for c in _classes(query_labels):
-        asked, mates = query_labels == c, labels == c
-        if int(mates.sum()) > skip:
-            index = NearestNeighbors(n_neighbors=skip + 1).fit(points[mates].numpy())
-            out[asked] = torch.from_numpy(index.kneighbors(queries[asked].numpy())[0][:, skip]).float()
-    return out
-
-
-def _by_class(values: Tensor, of: Tensor, wanted: Tensor, quantile: float) -> Tensor:
-    """The quantile of `values` by class, for each of `wanted`; classes without a value take that of all."""
-    overall = float(values.nanquantile(quantile))
-    table = {c: float(values[of == c].nanquantile(quantile)) for c in _classes(of)}
-    found = [table.get(int(c), overall) for c in wanted]
-    return torch.tensor([overall if np.isnan(v) else v for v in found])
-
-
-def _classes(labels: Tensor) -> IntArray:
-    return np.unique(labels.numpy())

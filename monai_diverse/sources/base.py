@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from monai_diverse.data import check_labels
-from monai_diverse.errors import DataError
+from monai_diverse.data import IntArray, check_labels
+from monai_diverse.errors import DataError, RecipeError
 from monai_diverse.sampling.guides import Guide
 
 IntLike = Sequence[int] | npt.NDArray[np.integer] | Tensor
@@ -29,6 +29,7 @@ class SampleSource(ABC):
         name: for reports.
         licence: of the data that the model was trained on, as far as known.
         mirrored: whether it was trained on images mirrored left-right too, so that a mirrored training image is a copy.
+        size: how many images it has, for sources that hold a fixed set; None: it draws as many as are asked for.
     """
 
     shape: tuple[int, ...]
@@ -36,6 +37,7 @@ class SampleSource(ABC):
     name: str
     licence: str = "unknown"
     mirrored: bool = False
+    size: int | None = None
 
     @property
     @abstractmethod
@@ -55,6 +57,24 @@ class SampleSource(ABC):
     @abstractmethod
     def cost(self, steps: int | None = None) -> int:
         """Network evaluations that one image takes with so many steps; None for the source's own number."""
+
+    def labels_of(self, seeds: IntLike) -> IntArray | None:
+        """Classes (n,) that the images of these seeds have, for sources that hold a fixed set; None: any class can be asked for."""
+        return None
+
+    def costs(self, labels: IntLike, seeds: IntLike, *, guide: Guide | None = None, steps: int | None = None) -> IntArray:
+        """Network evaluations (n,) that `sample` will take for each image; arguments as its own."""
+        return np.full(len(seeds), self.cost(steps), dtype=np.int64)
+
+    def renoise(self, states: Tensor, labels: Tensor, seeds: Sequence[int], sigma: float, pace: float = 1.0) -> Tensor:
+        """Noises images (n, c, *spatial) in the model's space and denoises them again.
+
+        Raises:
+            RecipeError: a source that cannot.
+        """
+        raise RecipeError(
+            f"{self.name}: expected a diffusion model to noise images and denoise them again, got {type(self).__name__}; leave branching out"
+        )
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from monai_diverse.data import LabelledImages, load_images, near_duplicate_groups
-from monai_diverse.sampling.condition import ClassifierFree
+from monai_diverse.sampling.condition import CADS, ClassifierFree
 from monai_diverse.sources.diffusers import DiffusersSource
+from monai_diverse.sources.precision import Precision
 from monai_diverse.storage import read_json
 
 ASSETS = Path(str(files("monai_diverse"))) / "assets" / "breast_ultrasound"
@@ -29,12 +30,25 @@ class BuiltinSource(DiffusersSource):
         self,
         *,
         guidance: ClassifierFree | None = None,
+        cads: CADS | None = None,
         scheduler: str = "DPMSolverMultistepScheduler",
+        karras: bool | None = None,
         steps: int = 20,
-        batch_size: int = 64,
+        batch_size: int | None = 64,
         device: str = "cpu",
+        precision: Precision | None = None,
     ) -> None:
-        super().__init__(ASSETS, guidance=guidance, scheduler=scheduler, steps=steps, batch_size=batch_size, device=device)
+        super().__init__(
+            ASSETS,
+            guidance=guidance,
+            cads=cads,
+            scheduler=scheduler,
+            karras=karras,
+            steps=steps,
+            batch_size=batch_size,
+            device=device,
+            precision=precision,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
