@@ -17,13 +17,17 @@ if TYPE_CHECKING:
     from monai_diverse.growth import grow
     from monai_diverse.recipe import Recipe
     from monai_diverse.screening import NoveltyScreen, Verdict
-    from monai_diverse.sources import BuiltinSource, DiffusersSource, SampleSource
+    from monai_diverse.sources import BuiltinSource, BundleSource, CallableSource, DiffusersSource, FolderSource, MonaiSource, SampleSource
     from monai_diverse.transforms import RandDiverseReplace, RandDiverseReplaceD, RandDiverseReplaced, RandDiverseReplaceDict
 
 _HOMES = {
     "SampleSource": "sources",
+    "MonaiSource": "sources",
+    "BundleSource": "sources",
     "DiffusersSource": "sources",
     "BuiltinSource": "sources",
+    "CallableSource": "sources",
+    "FolderSource": "sources",
     "NoveltyScreen": "screening",
     "Verdict": "screening",
     "SampleBank": "bank",
@@ -38,8 +42,12 @@ _HOMES = {
 
 __all__ = [
     "BuiltinSource",
+    "BundleSource",
+    "CallableSource",
     "DiffusersSource",
     "DiverseDiffusionDataset",
+    "FolderSource",
+    "MonaiSource",
     "NoveltyScreen",
     "RandDiverseReplace",
     "RandDiverseReplaceD",
