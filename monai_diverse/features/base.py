@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
+from torch import Tensor
+
 from monai_diverse.data import FloatArray
 
 
@@ -26,4 +28,13 @@ class FeatureExtractor(Protocol):
 
     def __call__(self, images: FloatArray) -> FloatArray:
         """Turns float32 (n, channels, *spatial) in [0, 1] into float32 (n, d), finite; n may be 0."""
+        ...
+
+
+@runtime_checkable
+class DifferentiableExtractor(FeatureExtractor, Protocol):
+    """An extractor that a guide can push images with."""
+
+    def differentiable(self, images: Tensor) -> Tensor:
+        """The same vectors (n, d) of a float32 tensor (n, channels, *spatial) in [0, 1], as a function of it that torch differentiates."""
         ...

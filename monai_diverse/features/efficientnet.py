@@ -69,14 +69,17 @@ class EfficientNetLite0:
         parts = [self._features(images[start : start + step]) for start in range(0, len(images), step)]
         return np.concatenate(parts)
 
-    @torch.inference_mode()
-    def _features(self, images: FloatArray) -> FloatArray:
-        planes = self._planes(torch.from_numpy(np.array(images, np.float32)))
-        planes = functional.interpolate(planes, size=(self.size, self.size), mode="bilinear", antialias=True)
+    def differentiable(self, images: Tensor) -> Tensor:
+        """The same of float32 tensors on the CPU, all at once, with their gradient."""
+        planes = functional.interpolate(self._planes(images), size=(self.size, self.size), mode="bilinear", antialias=True)
         maps: Tensor = _network(self.size).extract_features((planes.expand(-1, 3, -1, -1) * 255 - 127) / 128)
         # rows of planes belong to their image in order, so that equal shares are averaged
-        pooled: FloatArray = maps.mean((2, 3)).view(len(images), -1, WIDTH).mean(1).numpy()
-        return pooled
+        return maps.mean((2, 3)).view(len(images), -1, WIDTH).mean(1)
+
+    @torch.no_grad()
+    def _features(self, images: FloatArray) -> FloatArray:
+        features: FloatArray = self.differentiable(torch.from_numpy(np.array(images, np.float32))).numpy()
+        return features
 
     def _planes(self, images: Tensor) -> Tensor:
         if images.ndim == 5:
@@ -100,7 +103,8 @@ def _weights_hash() -> str:
 @lru_cache(maxsize=4)
 def _network(size: int) -> Any:
     # the package's own loader prints, and initialises from the global random state before it reads; the size sets the paddings
-    with torch.device("meta"):
-        network = EfficientNet.from_name("efficientnet-lite0", image_size=size)
-    network.load_state_dict(torch.load(_weights_file(), map_location="cpu", weights_only=True), assign=True)
-    return network.eval().requires_grad_(False)
+    with torch.inference_mode(False):  # weights made in it could never take part in a gradient
+        with torch.device("meta"):
+            network = EfficientNet.from_name("efficientnet-lite0", image_size=size)
+        network.load_state_dict(torch.load(_weights_file(), map_location="cpu", weights_only=True), assign=True)
+        return network.eval().requires_grad_(False)

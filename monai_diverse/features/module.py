@@ -76,8 +76,8 @@ class ModuleFeatures:
             raise DataError(f"{self.name}: expected finite features, got NaN or infinity; check the weights and `preprocess`")
         return features
 
-    @torch.inference_mode()
-    def _run(self, batch: Tensor) -> Tensor:
+    def differentiable(self, batch: Tensor) -> Tensor:
+        """The same of a float32 tensor, all at once, with its gradient; on the module's device and in its precision."""
         device = next((p.device for p in self._module.parameters()), torch.device("cpu"))
         batch = batch.to(device)
         if self._preprocess is not None:
@@ -89,7 +89,11 @@ class ModuleFeatures:
             self._module(batch)
         finally:
             handle.remove()
-        return _pooled(caught, len(batch), self.name).to("cpu", torch.float32)
+        return _pooled(caught, len(batch), self.name)
+
+    @torch.no_grad()
+    def _run(self, batch: Tensor) -> Tensor:
+        return self.differentiable(batch).to("cpu", torch.float32)
 
 
 def _pooled(caught: list[Any], count: int, name: str) -> Tensor:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from monai_diverse.data import FloatArray
@@ -55,3 +56,16 @@ class PixelFeatures:
             # below float32 resolution what is left of a flat image is rounding, which must not be blown up to unit length
             flat = np.where(norms > 1e-5 * np.sqrt(flat.shape[1]), flat / np.maximum(norms, 1e-30), 0.0)
         return flat.astype(np.float32)
+
+    def differentiable(self, images: Tensor) -> Tensor:
+        """The same of float32 tensors, with their gradient."""
+        pixels = images.mean(1, keepdim=True) if self.average_channels else images
+        size = tuple(side if self.max_side is None else min(side, self.max_side) for side in pixels.shape[2:])
+        if size != tuple(pixels.shape[2:]):
+            pixels = functional.interpolate(pixels, size=size, mode="area")
+        flat = pixels.flatten(1)
+        if self.standardise:
+            flat = flat - flat.mean(1, keepdim=True)
+            norms = flat.norm(dim=1, keepdim=True)
+            flat = flat / norms.clamp_min(1e-12) * (norms > 1e-5 * flat.shape[1] ** 0.5)
+        return flat
