@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from monai_diverse.bank import BankWriter, SampleBank
 from monai_diverse.data import FloatArray, IntArray
 from monai_diverse.errors import RecipeError
 from monai_diverse.job import Job, to_model
 from monai_diverse.recipe import Recipe
+from monai_diverse.sampling import Guide
 from monai_diverse.screening import Verdict, Views
 
 
@@ -64,29 +68,70 @@ def grow_steps(job: Job, out: Path, *, resume: bool = False) -> Iterator[GrowPro
     What has been yielded is on disk. A run that was interrupted and resumed gives the bank of an uninterrupted one.
     """
     started, size, batch = time.perf_counter(), job.recipe.size, job.recipe.batch_size
-    cost = job.source.cost(job.recipe.steps)
-    if cost * batch > job.recipe.max_evaluations:
-        raise RecipeError(f"max_evaluations: expected at least one batch of {batch} samples, {cost * batch}, got {job.recipe.max_evaluations}")
+    least = int(job.costs(*job.asked(0, batch), job.guide).sum())
+    if least > job.recipe.max_evaluations:
+        raise RecipeError(f"max_evaluations: expected at least one batch of {batch} samples, {least}, got {job.recipe.max_evaluations}")
     with BankWriter.create_or_resume(out, job.header(), resume=resume) as writer:
         done = _Counts.of(writer.progress)
         accepted = job.screen.embed(*_stored(writer.bank)) if writer.count else None
+        known = _Known(job).plus(*_stored(writer.bank), np.array(writer.bank.seeds))
         yield done.report(job.recipe, writer.count, started)
-        while (size is None or writer.count < size) and done.nfe + cost * (batch - done.drawn % batch) <= job.recipe.max_evaluations:
+        while size is None or writer.count < size:
             # a stop at `size` may fall inside a batch: draw that batch again with what the guide then knew
             first = done.drawn // batch * batch
-            known = _known(writer.bank, job.recipe.seed * 2**32 + first) if job.guide else None
-            guide = job.guide.given(*to_model(job.source, *known)) if job.guide and known else job.guide
-            images, labels, seeds = job.draw(first, batch, guide)
             fresh = slice(done.drawn - first, None)
-            views = job.screen.embed(images[fresh], labels[fresh])
+            labels, seeds = job.asked(first, batch)
+            if len(seeds) <= done.drawn - first:  # a folder's images are used up
+                break
+            guide = known.guide(int(seeds[0]))
+            costs = job.costs(labels, seeds, guide)[fresh]
+            if done.nfe + int(costs.sum()) > job.recipe.max_evaluations:
+                break
+            images, labels, seeds = job.draw(labels, seeds, guide)[fresh], labels[fresh], seeds[fresh]
+            views = job.screen.embed(images, labels)
             verdicts = _until(size, writer.count, job.screen.judge(views, accepted))
             kept = np.flatnonzero([v.accepted for v in verdicts])
-            done = done.plus(verdicts, cost)
+            done = done.plus(verdicts, int(costs[: len(verdicts)].sum()))
             accepted = _grown(accepted, views[kept])
+            known = known.plus(images[kept], labels[kept], seeds[kept])
             scores = _scores([verdicts[i] for i in kept])
             progress = done.as_json() | {"stopped": _stop_of(size, writer.count + len(kept)), "control": job.control}
-            writer.append(images[fresh][kept], labels[fresh][kept], seeds[fresh][kept], scores, progress)
+            writer.append(images[kept], labels[kept], seeds[kept], scores, progress)
             yield done.report(job.recipe, writer.count, started)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Round:
+    """One batch of a rehearsal.
+
+    Attributes:
+        images: float32 (n, c, *spatial) in [0, 1], as a bank would store them.
+        labels: (n,) their classes.
+        verdicts: of the job's screen.
+        nfe: network evaluations that it took.
+    """
+
+    images: FloatArray
+    labels: IntArray
+    verdicts: list[Verdict]
+    nfe: int
+
+
+def rehearse(job: Job) -> Iterator[Round]:
+    """Draws and judges as `grow` does up to the recipe's evaluations, whatever its size, and keeps nothing: for pilots and benchmarks."""
+    known, accepted, nfe, batch = _Known(job), None, 0, job.recipe.batch_size
+    for first in itertools.count(0, batch):
+        labels, seeds = job.asked(first, batch)
+        guide = known.guide(int(seeds[0])) if len(seeds) else None
+        cost = int(job.costs(labels, seeds, guide).sum())
+        if not len(seeds) or nfe + cost > job.recipe.max_evaluations:
+            return
+        images = job.draw(labels, seeds, guide)
+        views = job.screen.embed(images, labels)
+        verdicts = job.screen.judge(views, accepted)
+        kept = np.flatnonzero([v.accepted for v in verdicts])
+        accepted, known, nfe = _grown(accepted, views[kept]), known.plus(images[kept], labels[kept], seeds[kept]), nfe + cost
+        yield Round(images=images, labels=labels, verdicts=verdicts, nfe=cost)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,9 +146,9 @@ class _Counts:
             drawn=progress.get("drawn", 0), nfe=progress.get("nfe", 0), rejections=progress.get("rejections") or dict.fromkeys(Verdict.REASONS, 0)
         )
 
-    def plus(self, verdicts: list[Verdict], per_image: int) -> _Counts:
+    def plus(self, verdicts: list[Verdict], nfe: int) -> _Counts:
         found = {reason: self.rejections[reason] + sum(v.reason == reason for v in verdicts) for reason in self.rejections}
-        return _Counts(drawn=self.drawn + len(verdicts), nfe=self.nfe + per_image * len(verdicts), rejections=found)
+        return _Counts(drawn=self.drawn + len(verdicts), nfe=self.nfe + nfe, rejections=found)
 
     def as_json(self) -> dict[str, Any]:
         return {"drawn": self.drawn, "nfe": self.nfe, "rejections": self.rejections}
@@ -118,6 +163,29 @@ class _Counts:
             seconds=time.perf_counter() - started,
             share=min(1.0, share),
         )
+
+
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """The accepted samples in the model's space, encoded once each, for the guide."""
+
+    job: Job
+    states: tuple[Tensor, ...] = ()
+    labels: tuple[Tensor, ...] = ()
+    seeds: tuple[IntArray, ...] = ()
+
+    def plus(self, images: FloatArray, labels: IntArray, seeds: IntArray) -> _Known:
+        if self.job.guide is None or not len(images):
+            return self
+        states, classes = to_model(self.job.source, images, labels)
+        return _Known(self.job, (*self.states, states), (*self.labels, classes), (*self.seeds, seeds))
+
+    def guide(self, before_seed: int) -> Guide | None:
+        """The job's guide, knowing the samples that were accepted before that seed."""
+        if self.job.guide is None or not self.seeds:
+            return self.job.guide
+        earlier = torch.from_numpy(np.concatenate(self.seeds) < before_seed)
+        return self.job.guide.given(torch.cat(self.states)[earlier], torch.cat(self.labels)[earlier])
 
 
 def _stop_of(size: int | None, count: int) -> str | None:
@@ -139,12 +207,7 @@ def _scores(verdicts: list[Verdict]) -> dict[str, FloatArray]:
 
 
 def _stored(bank: SampleBank) -> tuple[FloatArray, IntArray]:
-    return bank.images[:], bank.labels
-
-
-def _known(bank: SampleBank, before_seed: int) -> tuple[FloatArray, IntArray] | None:
-    earlier = np.flatnonzero(bank.seeds < before_seed)
-    return (bank.images[earlier], bank.labels[earlier]) if len(earlier) else None
+    return bank.images[:], np.array(bank.labels)
 
 
 def _grown(accepted: Views | None, fresh: Views) -> Views | None:

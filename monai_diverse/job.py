@@ -83,7 +83,7 @@ class Job:
     def header(self) -> BankHeader:
         """What a bank of this job says of itself."""
         return BankHeader(
-            recipe=self.recipe.as_json() | {"data": self.data_hashes},
+            recipe=self.recipe.as_json() | {"data": self.data_hashes, "calibrated": {} if self.guide is None else self.guide.notes()},
             recipe_fingerprint=self.fingerprint,
             source={
                 "name": self.source.name,
@@ -97,12 +97,21 @@ class Job:
             dtype=self.recipe.dtype,
         )
 
-    def draw(self, first: int, count: int, guide: Guide | None) -> tuple[FloatArray, IntArray, IntArray]:
-        """Draws samples number `first` to `first + count - 1` of the recipe: (images, labels, seeds), images as a bank stores them."""
+    def asked(self, first: int, count: int) -> tuple[IntArray, IntArray]:
+        """What samples number `first` to `first + count - 1` of the recipe are drawn with: (labels, seeds); fewer where the source has no more."""
+        if self.source.size is not None:
+            count = max(0, min(count, self.source.size - first))
         seeds = self.recipe.seed * 2**32 + np.arange(first, first + count, dtype=np.int64)
-        labels = np.array([self._label_of(int(seed)) for seed in seeds], dtype=np.int64)
-        images = self.source.sample(labels, seeds, guide=guide, steps=self.recipe.steps).numpy()
-        return as_stored(images, self.recipe.dtype), labels, seeds
+        held = self.source.labels_of(seeds)
+        return np.array([self._label_of(int(seed)) for seed in seeds], dtype=np.int64) if held is None else held, seeds
+
+    def costs(self, labels: IntArray, seeds: IntArray, guide: Guide | None) -> IntArray:
+        """Network evaluations (n,) of each of them."""
+        return self.source.costs(labels, seeds, guide=guide, steps=self.recipe.steps)
+
+    def draw(self, labels: IntArray, seeds: IntArray, guide: Guide | None) -> FloatArray:
+        """Draws images (n, c, *spatial) in [0, 1], as a bank stores them."""
+        return as_stored(self.source.sample(labels, seeds, guide=guide, steps=self.recipe.steps).numpy(), self.recipe.dtype)
 
     def _label_of(self, seed: int) -> int:
         # a stream of its own, apart from the noise's
@@ -140,7 +149,7 @@ def _fit_guide(settings: Any, source: SampleSource, real: dict[str, LabelledImag
     train = real.get("generator_train", real["reference"])
     calibration = real["calibration"]
     guide: Guide = settings.fit(*to_model(source, train.images, train.labels), *to_model(source, calibration.images, calibration.labels))
-    return guide
+    return guide.calibrated(source.renoise)
 
 
 def _require_fit(source: SampleSource, images: LabelledImages, name: str) -> None:

@@ -17,8 +17,9 @@ from monai_diverse.sources.builtin import ASSETS, DATA
 from monai_diverse.storage import fingerprint_of, read_json, sha256_of
 
 ALLOWED_PACKAGES = ("monai_diverse",)
-PATH_ARGUMENTS = ("folder", "path")
+PATH_ARGUMENTS = ("folder", "path", "bundle_dir", "embeddings", "text_encoder")
 BUILTIN = "builtin"
+DIVERSE = "diverse"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +144,7 @@ class Recipe:
         generator_train: what the model saw, for copies and the shield; None where it is not known.
         control: reals that neither model, reference nor calibration hold, to see how many of them the screen accepts: the figure that a
             yield stands beside. None: there is none, and reports say so.
-        guide: settings of a guide, such as `monai_diverse.sampling.Shield`; None for brute force.
+        guide: settings of a guide, such as `monai_diverse.sampling.Shield`; `diverse` for the default one; None for brute force.
         screen: settings of `NoveltyScreen`.
         labels: `reference` draws classes with the reference's shares, `balanced` with equal ones; a list gives the shares.
         size: stop at so many accepted samples; None for no bound.
@@ -213,6 +214,8 @@ class Recipe:
         values = dict(content)
         kinds: dict[str, type] = {"source": Component, "guide": Component, "screen": Component}
         kinds |= dict.fromkeys(("reference", "calibration", "generator_train", "control"), DataChoice)
+        if values.get("guide") == DIVERSE:
+            values["guide"] = {"target": "monai_diverse.sampling.Diverse"}
         for key, kind in kinds.items():
             if values.get(key) is not None:
                 values[key] = _from_mapping(kind, values[key], key)
@@ -241,6 +244,8 @@ class Recipe:
 
 
 def _resolved(name: str, value: Any, folder: Path, allow: Sequence[str]) -> Any:
+    if isinstance(value, list | tuple):
+        return [_resolved(name, part, folder, allow) for part in value]
     if isinstance(value, Mapping) and "target" in value:
         return _from_mapping(Component, value, str(value["target"])).build(folder, allow)
     return str(folder / value) if name in PATH_ARGUMENTS and isinstance(value, str) else value

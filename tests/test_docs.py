@@ -57,7 +57,8 @@ def test_recipe_works_beside_a_trained_model(tmp_path: Path) -> None:
     shutil.copytree(ASSETS, tmp_path / "model")
     job = Job.prepare(Recipe.load(tmp_path / "recipe.yaml"))
     assert job.guide is not None
-    images, labels, _ = job.draw(0, 4, job.guide)
+    labels, seeds = job.asked(0, 4)
+    images = job.draw(labels, seeds, job.guide)
     assert len(job.screen.screen(images, labels)) == 4
 
 

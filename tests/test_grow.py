@@ -80,12 +80,14 @@ def test_size_bounds_the_bank_and_can_be_raised(guided: Recipe, tmp_path: Path) 
 def test_guide_keeps_samples_from_each_other(recipe: Recipe) -> None:
     """The shield must reach the sampler and do what it is for: nearest class-mates of a batch lie further apart."""
     guide = Component(
-        target="monai_diverse.sampling.Shield", arguments={"strength": 0.5, "scale": 0.0, "distinct": 4.0, "pool": 1, "keep_intensity": False}
+        target="monai_diverse.sampling.Shield",
+        arguments={"strength": 0.5, "scale": 0.0, "distinct": 4.0, "pool": 1, "sigma_min": 0.1, "keep_intensity": False},
     )
     plain, shielded = Job.prepare(recipe), Job.prepare(replace(recipe, guide=guide))
 
     def spread(job: Job) -> float:
-        images, labels, _ = job.draw(0, 32, job.guide)
+        labels, seeds = job.asked(0, 32)
+        images = job.draw(labels, seeds, job.guide)
         distances = cdist(images.reshape(32, -1), images.reshape(32, -1))
         distances[np.eye(32, dtype=bool) | (labels[:, None] != labels)] = np.inf
         return float(np.median(distances.min(1)))
@@ -96,9 +98,9 @@ def test_guide_keeps_samples_from_each_other(recipe: Recipe) -> None:
 @pytest.mark.parametrize(("labels", "share"), [("balanced", 0.5), ("reference", 0.5), ((1.0, 3.0), 0.75)])
 def test_label_shares(recipe: Recipe, labels: object, share: float) -> None:
     job = Job.prepare(replace(recipe, labels=labels, steps=1))
-    drawn = job.draw(0, 1500, None)[1]
+    drawn = job.asked(0, 1500)[0]
     assert np.mean(drawn) == pytest.approx(share, abs=0.05)
-    np.testing.assert_array_equal(job.draw(700, 10, None)[1], drawn[700:710])
+    np.testing.assert_array_equal(job.asked(700, 10)[0], drawn[700:710])
 
 
 def test_size_reached_inside_the_last_batch_can_still_be_completed(guided: Recipe, tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from monai_diverse.cli.main import app
 from monai_diverse.growth import GrowProgress, grow_steps
 from monai_diverse.job import Job
 from monai_diverse.recipe import Recipe
+from monai_diverse.storage import read_json, write_json
+from monai_diverse.tuning import best, pilots, with_strength
 
 
 @app.command("grow")
@@ -24,6 +26,8 @@ def command(
     size: Annotated[int | None, typer.Option(help="Stop at so many accepted samples; instead of the recipe's bound.")] = None,
     max_evaluations: Annotated[int | None, typer.Option(help="Network evaluations to spend; instead of the recipe's bound.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a bank of the same recipe.")] = False,
+    tune: Annotated[bool, typer.Option("--tune", help="First choose the guide's strength on pilots; the frontier goes to OUT.tuning.json.")] = False,
+    tune_evaluations: Annotated[int, typer.Option(help="Network evaluations of each pilot.")] = 10_000,
     allow: Annotated[list[str] | None, typer.Option(help="A package that the recipe may load classes from; loading runs its code.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
@@ -31,6 +35,8 @@ def command(
     chosen = Recipe.load(recipe, allow or ())
     chosen = replace(chosen, size=chosen.size if size is None else size)
     chosen = replace(chosen, max_evaluations=chosen.max_evaluations if max_evaluations is None else max_evaluations)
+    if tune:
+        chosen = with_strength(chosen, _tuned_strength(chosen, out, tune_evaluations, resume))
     for progress in show_progress("grow", Job.prepare(chosen), out, resume=resume):
         last = progress
     bank = SampleBank.open(out)
@@ -39,6 +45,21 @@ def command(
         typer.echo(json.dumps(found | {"rejections": last.rejections, "seconds": last.seconds}))
         return
     typer.echo(f"{len(bank)} samples in {out} (of {last.drawn} drawn, {last.nfe} network evaluations); monai-diverse inspect {out} says more")
+
+
+def _tuned_strength(recipe: Recipe, out: Path, evaluations: int, resume: bool) -> float:
+    """What the pilots choose; a bank that grows on keeps what they chose before."""
+    file = out.with_name(f"{out.name}.tuning.json")
+    if resume and file.is_file():
+        return float(read_json(file)["strength"])
+    found = []
+    for pilot in pilots(recipe, evaluations=evaluations):
+        typer.echo(str(pilot), err=True)
+        found.append(pilot)
+    chosen = best(found).strength
+    typer.echo(f"chosen: strength {chosen:g}", err=True)
+    write_json(file, {"strength": chosen, "frontier": [pilot.as_json() for pilot in found]})
+    return chosen
 
 
 def show_progress(name: str, job: Job, out: Path, *, resume: bool) -> list[GrowProgress]:
