@@ -1,0 +1,267 @@
+"""How many diverse images does each sampler find in 1000 network evaluations? Judged in a feature space that no guide and no tuning saw.
+
+python benchmarks/yield.py [--quick] [--json] [--pneumonia MODEL DATA] [--work DIR] [--only DATASET]
+
+The second data set needs a model that is not shipped; docs/sampler.md has its training command. Arms are kept in --work, so that an
+interrupted run goes on, and the data sets can be drawn by two processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from prdc import compute_prdc
+from scipy import stats
+from scipy.spatial.distance import cdist
+from tqdm import tqdm
+from unseen import unseen_extractor
+
+from monai_diverse.data import LabelledImages, near_duplicate_groups
+from monai_diverse.growth import rehearse
+from monai_diverse.information import vendi_score
+from monai_diverse.job import Job
+from monai_diverse.recipe import Component, DataChoice, Recipe
+from monai_diverse.report.provenance import describe_environment
+from monai_diverse.screening import FittedScreen, NoveltyScreen, Yield
+from monai_diverse.sources.builtin import builtin_data
+from monai_diverse.storage import fingerprint_of, read_json, write_json
+
+RESULTS = Path(__file__).parent / "results"
+FAST = {"target": "monai_diverse.sources.Precision", "arguments": {"dtype": "bfloat16", "compile": True}}
+TOLERANCE = 0.03
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """A sampler: a guide, and what the source is made with."""
+
+    guide: str | None = None
+    settings: dict[str, Any] | None = None
+    source: dict[str, Any] | None = None
+    budget: int = 8_000
+    seeds: int = 2
+
+
+def sampler(name: str, **settings: Any) -> dict[str, Any]:
+    return {"target": f"monai_diverse.sampling.{name}", "arguments": settings}
+
+
+ARMS = {
+    "iid": Arm(budget=15_000, seeds=3),
+    "diverse": Arm(guide="Diverse", budget=15_000, seeds=3),
+    "branch": Arm(guide="Branch", budget=15_000, seeds=3),
+    "iid_10x": Arm(budget=150_000, seeds=1),
+    "shield": Arm(guide="Shield"),
+    "boost_and_skip": Arm(guide="BoostAndSkip"),
+    "cads": Arm(source={"cads": sampler("CADS"), "precision": {**FAST, "arguments": {"dtype": "bfloat16"}}}),  # it hooks into the network
+    "guidance_interval": Arm(source={"guidance": sampler("ClassifierFree", scale=2.0, sigma_min=0.3, sigma_max=5.0)}),
+    "particle": Arm(guide="Particle"),
+    "churn": Arm(guide="Churn"),
+    "shield_polish": Arm(guide="Together", settings={"guides": [sampler("Shield"), sampler("Polish")]}),
+    "semantic": Arm(guide="Semantic"),
+    "early_choice": Arm(guide="EarlyChoice"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """A data set: its recipe without a guide, and real images that model, reference and calibration never saw."""
+
+    recipe: Recipe
+    unseen_real: LabelledImages
+
+
+def breast() -> Setting:
+    """The shipped model. Unseen: val and test images without a near-duplicate in the official train split; nothing is tuned on them."""
+    data = builtin_data()
+    known = np.concatenate([data.generator_train.group_ids, data.calibration.group_ids])
+    parts = [part[np.flatnonzero(~np.isin(part.group_ids, known))] for part in (data.validation, data.test)]
+    unseen = LabelledImages(
+        images=np.concatenate([p.images for p in parts]), labels=np.concatenate([p.labels for p in parts]),
+        groups=np.concatenate([p.group_ids for p in parts]),
+    )  # fmt: skip
+    recipe = Recipe(
+        source=Component(target="monai_diverse.BuiltinSource", arguments={"precision": FAST}),
+        reference=DataChoice(path="builtin", part="generator_train"),
+        calibration=DataChoice(path="builtin", part="calibration"),
+        generator_train=DataChoice(path="builtin", part="generator_train", mirrored=True),
+    )
+    return Setting(recipe=recipe, unseen_real=unseen)
+
+
+def pneumonia(model: Path, data: Path) -> Setting:
+    """A model of `monai-diverse train --no-mirror`. Unseen: val images without a near-duplicate in train; test is left alone."""
+    train, unseen = (DataChoice(path=str(data.resolve()), split=split).load(Path()) for split in ("train", "val"))
+    groups = near_duplicate_groups(np.concatenate([train.images, unseen.images]), DataChoice(path="").twin_correlation)
+    apart = ~np.isin(groups[len(train) :], groups[: len(train)])
+    split = str((model / "split.json").resolve())
+    recipe = Recipe(
+        source=Component(target="monai_diverse.DiffusersSource", arguments={"folder": str(model.resolve()), "precision": FAST}),
+        **{
+            name: DataChoice(path=str(data.resolve()), split_file=split, part=part)
+            for name, part in (("reference", "generator_train"), ("calibration", "calibration"), ("generator_train", "generator_train"))
+        },
+    )
+    return Setting(recipe=recipe, unseen_real=unseen[np.flatnonzero(apart)])
+
+
+def recipe_of(setting: Setting, arm: Arm, seed: int) -> Recipe:
+    recipe = setting.recipe
+    source = replace(recipe.source, arguments={**recipe.source.arguments, **(arm.source or {})})
+    guide = None if arm.guide is None else Component(target=f"monai_diverse.sampling.{arm.guide}", arguments=arm.settings or {})
+    return replace(recipe, source=source, guide=guide, max_evaluations=arm.budget, seed=seed)
+
+
+def draw(job: Job, tick: Callable[[int], object]) -> dict[str, Any]:
+    """Every image that the job draws within its evaluations, and whether its own screen accepted it."""
+    rounds = []
+    for found in rehearse(job):
+        rounds.append(found)
+        tick(found.nfe)
+    own = np.concatenate([[v.accepted for v in r.verdicts] for r in rounds])
+    images, labels = (np.concatenate([getattr(r, part) for r in rounds]) for part in ("images", "labels"))
+    return {"images": images, "labels": labels, "own": own, "nfe": sum(r.nfe for r in rounds)}
+
+
+def judged(drawn: dict[str, Any], screen: FittedScreen, reference: LabelledImages) -> dict[str, Any]:
+    """What an unseen screen says of the images, accepted ones counted without repeats."""
+    views, real = screen.embed(drawn["images"], drawn["labels"]), screen.embed(reference.images, reference.labels).features
+    verdicts = screen.judge(views)
+    kept = np.array([v.accepted for v in verdicts])
+    with contextlib.redirect_stdout(io.StringIO()):  # the package prints
+        quality = compute_prdc(real, views.features, nearest_k=5)
+    nearest = screen.seen.distances(views.features, 1)[:, 0]
+    within = cdist(real, real)
+    np.fill_diagonal(within, np.inf)
+    width = float(np.median(within.min(1)))
+    chosen = views.features[kept]
+    return {
+        "nfe": drawn["nfe"], "drawn": len(views), "accepted": int(kept.sum()), "own_accepted": int(drawn["own"].sum()),
+        "accepted_by_both": int((kept & drawn["own"]).sum()),
+        "novel": float(np.mean([v.scores["not_novel"] <= screen.gates["not_novel"].threshold for v in verdicts])),
+        "in_distribution": float(np.mean([v.scores["outlier"] <= screen.gates["outlier"].threshold for v in verdicts])),
+        "precision": float(quality["precision"]), "recall": float(quality["recall"]), "nearest": float(np.median(nearest)),
+        "vendi": float(vendi_score(np.exp(-cdist(chosen, chosen, "sqeuclidean") / (2 * width**2)))) if len(chosen) else 0.0,
+    }  # fmt: skip
+
+
+def run(name: str, setting: Setting, work: Path, quick: bool) -> dict[str, Any]:
+    """Draws and judges every arm of a data set that `work` does not hold yet."""
+    plain = Job.prepare(setting.recipe)
+    reference, calibration = setting.recipe.reference.load(Path()), setting.recipe.calibration.load(Path())
+    seen = setting.recipe.generator_train
+    screen = NoveltyScreen(extractor=unseen_extractor()).fit(reference, calibration, seen and seen.load(Path()))
+    arms = {n: replace(a, budget=6_000, seeds=1) for n, a in ARMS.items() if n in ("iid", "shield", "diverse")} if quick else ARMS
+    found: dict[str, list[dict[str, Any]]] = {}
+    for arm_name, arm in arms.items():
+        for seed in range(arm.seeds):
+            recipe = recipe_of(setting, arm, seed + 1)
+            key = fingerprint_of([recipe.as_json(), plain.screen.fingerprint, screen.fingerprint])[:12]
+            file = work / f"{name}-{arm_name}-{seed}-{key}.json"
+            if not file.is_file():
+                job = Job.prepare(recipe)
+                with tqdm(total=arm.budget, desc=f"{name} {arm_name} {seed}", unit="nfe") as bar:
+                    outcome = judged(draw(job, bar.update), screen, reference)
+                write_json(file, outcome | {"calibrated": {} if job.guide is None else job.guide.notes()})
+            found.setdefault(arm_name, []).append(read_json(file))
+    real, labels = setting.unseen_real.images, setting.unseen_real.labels
+    nearest_real = float(np.median(screen.seen.distances(screen.embed(real, labels).features, 1)[:, 0]))
+    controls = {"unseen": screen.yield_of(setting.unseen_real).as_json(), "own": plain.screen.yield_of(setting.unseen_real).as_json()}
+    return summarised(found, controls, nearest_real)
+
+
+def summarised(found: dict[str, list[dict[str, Any]]], controls: dict[str, Any], nearest_real: float) -> dict[str, Any]:
+    largest = found.get("iid_10x", found["iid"])
+    plain = sum(r["accepted"] for r in largest), sum(r["nfe"] for r in largest)
+    results: dict[str, Any] = {"unseen_real": controls, "arms": {}}
+    for arm, runs in found.items():
+        total = {key: sum(r[key] for r in runs) for key in ("nfe", "drawn", "accepted", "own_accepted", "accepted_by_both")}
+        mean = {key: float(np.mean([r[key] for r in runs])) for key in ("in_distribution", "precision", "recall", "novel", "vendi")}
+        rates = np.array([1e3 * r["accepted"] / r["nfe"] for r in runs])
+        own_rate, real_rate = total["own_accepted"] / total["drawn"], controls["unseen"]["per_10k"] / 1e4
+        results["arms"][arm] = mean | {
+            "accepted_per_1k_nfe": {"mean": 1e3 * total["accepted"] / total["nfe"], "ci95": rate_interval(rates, total)},
+            "ratio_vs_iid": ratio(rates, total, plain),
+            "own_accepted_per_1k_nfe": 1e3 * total["own_accepted"] / total["nfe"],
+            "parity": (total["accepted"] / total["drawn"] / real_rate) if real_rate else None,
+            "own_parity": own_rate / (controls["own"]["per_10k"] / 1e4) if controls["own"]["accepted"] else None,
+            "nearest_training_ratio": float(np.mean([r["nearest"] for r in runs])) / nearest_real,
+            "yield": Yield(drawn=total["drawn"], accepted=total["accepted"], nfe=total["nfe"]).as_json(),
+            "accepted_by_both": total["accepted_by_both"], "nfe": total["nfe"], "seeds": len(runs), "calibrated": runs[0]["calibrated"],
+        }  # fmt: skip
+    return results
+
+
+def rate_interval(rates: np.ndarray, total: dict[str, int]) -> list[float]:
+    """95 % interval of accepted in 1000 evaluations: Student's t over seeds; for one seed, exact for Poisson counts (Garwood 1936)."""
+    if len(rates) > 1:
+        return [float(v) for v in stats.t.interval(0.95, len(rates) - 1, rates.mean(), max(stats.sem(rates), 1e-9))]
+    count, scale = total["accepted"], 1e3 / total["nfe"]
+    return [float(stats.chi2.ppf(0.025, 2 * count) / 2 * scale) if count else 0.0, float(stats.chi2.ppf(0.975, 2 * count + 2) / 2 * scale)]
+
+
+def ratio(rates: np.ndarray, total: dict[str, int], plain: tuple[int, int]) -> dict[str, Any]:
+    """Accepted per evaluation over brute force's, with 10 times its evaluations where they were drawn.
+
+    95 % interval on the logarithm: variance between seeds (draws of a seed depend on one another; never below Poisson's) plus Poisson's of
+    brute force; Student's t with as many degrees of freedom as there are seeds but one.
+    """
+    value = (total["accepted"] / total["nfe"]) / (plain[0] / plain[1]) if plain[0] else None
+    if not value:
+        return {"mean": value, "ci95": None}
+    between = float(np.var(rates, ddof=1) / rates.mean() ** 2 / len(rates)) if len(rates) > 1 and rates.mean() else 0.0
+    spread = (max(between, 1 / total["accepted"]) + 1 / plain[0]) ** 0.5
+    reach = float(stats.t.ppf(0.975, len(rates) - 1) if len(rates) > 1 else stats.norm.ppf(0.975)) * spread
+    return {"mean": value, "ci95": [value * float(np.exp(-reach)), value * float(np.exp(reach))]}
+
+
+def bars(results: dict[str, Any]) -> dict[str, Any]:
+    """What the default guide must reach on each data set, in the unseen space."""
+    out: dict[str, Any] = {}
+    for name, found in results.items():
+        ours, plain = found["arms"]["diverse"], found["arms"]["iid"]
+        interval = ours["ratio_vs_iid"]["ci95"]
+        checks = {
+            "parity": (ours["parity"], 1.0),
+            "ratio_vs_iid": (ours["ratio_vs_iid"]["mean"], 10.0),
+            "ratio_vs_iid_low": (interval[0] if interval else None, 5.0),
+            "in_distribution": (ours["in_distribution"], plain["in_distribution"] - TOLERANCE),
+            "precision": (ours["precision"], plain["precision"] - TOLERANCE),
+        }
+        out |= {f"{name}_{key}": {"value": v, "bar": bar, "holds": v is not None and v >= bar} for key, (v, bar) in checks.items()}
+    return out
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="three arms, one seed, 6,000 evaluations")
+    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    parser.add_argument("--pneumonia", nargs=2, type=Path, metavar=("MODEL", "DATA"), help="the second data set")
+    parser.add_argument("--work", type=Path, default=RESULTS / "yield-arms", help="where finished arms are kept")
+    parser.add_argument("--only", choices=("breast", "pneumonia"), help="draw one data set and stop")
+    chosen = parser.parse_args()
+    settings: dict[str, Callable[[], Setting]] = {"breast": breast}
+    if chosen.pneumonia:
+        settings["pneumonia"] = lambda: pneumonia(*chosen.pneumonia)
+    chosen.work.mkdir(parents=True, exist_ok=True)
+    results = {name: run(name, make(), chosen.work, chosen.quick) for name, make in settings.items() if chosen.only in (None, name)}
+    if chosen.only:
+        return 0
+    outcome = {"bars": bars(results), "results": results, "environment": describe_environment()}
+    if not chosen.quick:
+        write_json(RESULTS / "yield.json", outcome)
+    print(json.dumps(outcome) if chosen.json else json.dumps({"bars": outcome["bars"], "results": results}, indent=1))
+    return 0 if all(bar["holds"] for bar in outcome["bars"].values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
