@@ -241,14 +241,43 @@ def bars(results: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
+def as_markdown(results: dict[str, Any]) -> str:
+    """The table of docs/sampler.md."""
+    lines = []
+    for name, found in results.items():
+        real = found["unseen_real"]
+        lines += [
+            f"**{name}**: of unseen real images {real['unseen']['accepted']} of {real['unseen']['drawn']} are accepted in the unseen space"
+            f" ({real['own']['accepted']} in the guide's own).", "",
+            "| arm | accepted in 1,000 evaluations | over iid | parity | in distribution | precision | recall | nearest | Vendi | own space |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        ]  # fmt: skip
+        for arm, f in found["arms"].items():
+            rate, over = f["accepted_per_1k_nfe"], f["ratio_vs_iid"]
+            times = "0" if not over["ci95"] else f"{over['mean']:.1f} ({over['ci95'][0]:.1f} to {over['ci95'][1]:.1f})"
+            cells = [
+                arm.replace("_", " "), f"{rate['mean']:.2f} ({max(0, rate['ci95'][0]):.2f} to {rate['ci95'][1]:.2f})", times,
+                "?" if f["parity"] is None else f"{f['parity']:.2f}", *(f"{f[key]:.3f}" for key in ("in_distribution", "precision")),
+                f"{f['recall']:.2f}", f"{f['nearest_training_ratio']:.2f}", f"{f['vendi']:.0f} of {f['yield']['accepted'] / f['seeds']:.0f}",
+                f"{f['own_accepted_per_1k_nfe']:.2f}",
+            ]  # fmt: skip
+            lines.append(f"| {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="three arms, one seed, 6,000 evaluations")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    parser.add_argument("--markdown", action="store_true", help="print the table of the last full run and stop")
     parser.add_argument("--pneumonia", nargs=2, type=Path, metavar=("MODEL", "DATA"), help="the second data set")
     parser.add_argument("--work", type=Path, default=RESULTS / "yield-arms", help="where finished arms are kept")
     parser.add_argument("--only", choices=("breast", "pneumonia"), help="draw one data set and stop")
     chosen = parser.parse_args()
+    if chosen.markdown:
+        print(as_markdown(read_json(RESULTS / "yield.json")["results"]))
+        return 0
     settings: dict[str, Callable[[], Setting]] = {"breast": breast}
     if chosen.pneumonia:
         settings["pneumonia"] = lambda: pneumonia(*chosen.pneumonia)

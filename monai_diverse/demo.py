@@ -63,7 +63,7 @@ class DemoProgress:
 
 
 def demo_recipe(config: DemoConfig) -> Recipe:
-    """The shipped model with the shield; reference and generator's training images are the same 437.
+    """The shipped model with the default guide; reference and generator's training images are the same 437.
 
     The control, all of val, includes images that nearly repeat training images; the demo reports those without beside it.
     """
@@ -73,7 +73,7 @@ def demo_recipe(config: DemoConfig) -> Recipe:
         calibration=DataChoice(path=BUILTIN, part="calibration"),
         generator_train=DataChoice(path=BUILTIN, part="generator_train", mirrored=True),
         control=DataChoice(path=BUILTIN, split="val"),
-        guide=Component(target="monai_diverse.sampling.Shield"),
+        guide=Component(target="monai_diverse.sampling.Diverse"),
         max_evaluations=config.max_evaluations,
         seed=config.seed,
     )

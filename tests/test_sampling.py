@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monai_diverse.errors import DataError, RecipeError
-from monai_diverse.sampling import SCHEDULERS, NoiseSchedule, Shield, State, build_scheduler, sample_states
+from monai_diverse.sampling import SCHEDULERS, NoiseSchedule, Shield, State, balls, build_scheduler, sample_states
+from monai_diverse.sampling.balls import Balls
 from monai_diverse.sampling.loop import KARRAS, SIGMA_MAX, generators_of, initial_noise, set_steps
 from monai_diverse.sampling.repulsion import low_passed
 from monai_diverse.sources.denoiser import Denoiser
@@ -203,7 +204,7 @@ def test_push_is_the_papers_sum(seed: int, scale: float, pool: int) -> None:
     low, centres = low_passed(x0, pool).flatten(1).double(), low_passed(train, pool).flatten(1).double()
     push = torch.zeros_like(low)
     for i in range(5):
-        balls = [(centres[k], shield.radii[k]) for k in range(len(train)) if labels[k] == wanted[i]]
+        balls = [(centres[k], shield.balls.radii[k]) for k in range(len(train)) if labels[k] == wanted[i]]
         balls += [(low[j], shield.distinct_radius) for j in range(5) if j != i and wanted[j] == wanted[i]]
         for centre, radius in balls:
             distance = (low[i] - centre).norm()
@@ -251,7 +252,7 @@ def test_accepted_samples_repel_too() -> None:
     assert torch.equal(shield(x0, labels[:1], 1.0), x0)
     known = shield.given(x0 + 0.01, labels[:1])
     assert not torch.equal(known(x0, labels[:1], 1.0), x0)
-    assert len(shield.centres) == 30
+    assert len(shield.balls.centres) == 30
 
 
 def test_radius_is_the_quantile_of_new_patients_distances_by_class() -> None:
@@ -261,7 +262,7 @@ def test_radius_is_the_quantile_of_new_patients_distances_by_class() -> None:
     shield = settings_.fit(train, labels, heldout, of)
     for c in (0, 1):
         distances = torch.cdist(heldout[of == c].flatten(1), train[labels == c].flatten(1)).min(1).values
-        assert float(shield.radii[labels == c][0]) == pytest.approx(float(distances.quantile(0.95)), rel=1e-4)
+        assert float(shield.balls.radii[labels == c][0]) == pytest.approx(float(distances.quantile(0.95)), rel=1e-4)
 
 
 def test_shield_needs_heldout_images() -> None:
@@ -270,3 +271,38 @@ def test_shield_needs_heldout_images() -> None:
         settings_.fit(train, labels, train[:0], labels[:0])
     with pytest.raises(RecipeError, match="strength"):
         Shield(strength=-1)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_balls_push_as_the_sum_says_whatever_the_chunk(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    centres, points = (torch.from_numpy(rng.normal(size=(n, 5)).astype(np.float32)) for n in (60, 7))
+    radii, of_centres, of_points = torch.from_numpy(rng.uniform(1, 4, 60)), torch.arange(60) % 3, torch.arange(7) % 4
+    expected = torch.zeros(7, 5, dtype=torch.float64)
+    for i in range(7):
+        for k in range(60):
+            if of_points[i] == of_centres[k]:
+                away = (points[i] - centres[k]).double()
+                expected[i] += max(float(radii[k] / away.norm()) - 1, 0) * away
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(balls, "CHUNK", 7)
+        pushed = Balls(centres=centres, radii=radii, labels=of_centres).push(points, of_points)
+    torch.testing.assert_close(pushed.double(), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_an_index_finds_nearly_all_centres_within_reach() -> None:
+    pytest.importorskip("faiss")
+    rng = np.random.default_rng(0)
+    basis = rng.normal(size=(6, 24))
+    centres = torch.from_numpy((rng.normal(size=(20_000, 6)) @ basis + 0.05 * rng.normal(size=(20_000, 24))).astype(np.float32))
+    points = centres[:40] + 0.1
+    labels, of_points = torch.zeros(20_000).long(), torch.zeros(40).long()
+    radii = torch.full((20_000,), float(torch.cdist(points, centres).quantile(0.002, dim=1).median()))
+    exact = Balls(centres=centres, radii=radii, labels=labels).push(points, of_points)
+    searched = Balls(centres=centres, radii=radii, labels=labels, index_from=1000)
+    assert searched._indexes
+    pushed = searched.push(points, of_points)
+    cosine = torch.nn.functional.cosine_similarity(pushed, exact, dim=1)
+    assert float(cosine.median()) > 0.99
+    assert float(((pushed - exact).norm(dim=1) / exact.norm(dim=1)).median()) < 0.05

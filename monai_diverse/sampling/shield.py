@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from monai_diverse.errors import DataError, RecipeError
+from monai_diverse.sampling.balls import Balls
 from monai_diverse.sampling.guides import Guide
 from monai_diverse.sampling.repulsion import low_passed, nearest_by_class, push_out, quantile_by_class, upsampled, with_intensity_of
 
@@ -70,9 +71,7 @@ class Shield:
         radii = self.scale * quantile_by_class(to_new, heldout_labels, train_labels, 0.95)
         return FittedShield(
             settings=self,
-            centres=low,
-            labels=train_labels,
-            radii=radii,
+            balls=Balls(centres=low, radii=radii, labels=train_labels),
             distinct_radius=self.distinct * float(among.nanmedian()),
         )
 
@@ -86,17 +85,15 @@ class FittedShield(Guide):
 
     Attributes:
         settings: see `Shield`.
-        centres: (m, p) low-passed, flattened images in the model's space.
-        labels: (m,) their classes.
-        radii: (m,) of their balls.
+        balls: around training images, low-passed, flattened, in the model's space.
         distinct_radius: of the balls around accepted samples and the rest of the batch.
+        accepted: the balls around accepted samples; None: there are none.
     """
 
     settings: Shield
-    centres: Tensor
-    labels: Tensor
-    radii: Tensor
+    balls: Balls
     distinct_radius: float
+    accepted: Balls | None = None
 
     def __call__(self, x0: Tensor, labels: Tensor, sigma: float) -> Tensor:
         """Moves x0 (n, c, *spatial) out of the balls of its class; `sigma` decides whether the shield acts."""
@@ -105,8 +102,9 @@ class FittedShield(Guide):
             return x0
         low = low_passed(x0, chosen.pool)
         flat = low.flatten(1)
-        mates = labels[:, None] == self.labels.to(labels.device)[None]
-        push = push_out(flat, self.centres.to(flat), self.radii.to(flat)[None] * mates)
+        push = self.balls.push(flat, labels)
+        if self.accepted is not None:
+            push = push + self.accepted.push(flat, labels)
         if self.distinct_radius > 0 and len(x0) > 1:
             others = (labels[:, None] == labels[None]) & ~torch.eye(len(x0), dtype=torch.bool, device=x0.device)
             push = push + push_out(flat, flat, self.distinct_radius * others)
@@ -114,13 +112,8 @@ class FittedShield(Guide):
         return with_intensity_of(moved, x0) if chosen.keep_intensity else moved
 
     def given(self, accepted: Tensor, labels: Tensor) -> FittedShield:
-        """The same shield with balls around accepted samples (m, c, *spatial) of classes `labels` too."""
+        """The same shield with balls around these accepted samples (m, c, *spatial) of classes `labels` too, in place of earlier ones."""
         if len(accepted) == 0 or self.distinct_radius == 0:
-            return self
+            return replace(self, accepted=None)
         centres = low_passed(accepted, self.settings.pool).flatten(1)
-        return replace(
-            self,
-            centres=torch.cat([self.centres, centres.to(self.centres)]),
-            labels=torch.cat([self.labels, labels.to(self.labels)]),
-            radii=torch.cat([self.radii, torch.full((len(centres),), self.distinct_radius)]),
-        )
+        return replace(self, accepted=Balls(centres=centres, radii=torch.full((len(centres),), self.distinct_radius), labels=labels))

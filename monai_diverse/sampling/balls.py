@@ -1,0 +1,100 @@
+"""Balls to keep out of: exact in chunks, by an index where there are very many."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+CHUNK = 4096
+"""Centres that are compared at a time, so that memory stays bounded."""
+LARGE = 50_000
+"""Class-mates from which on a FAISS index finds those within reach, if FAISS is installed."""
+PROBES = 16
+"""One in so many cells of the index is searched."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Balls:
+    """Balls with a class; a point is pushed out of those of its own class.
+
+    push_i = sum_k relu(r_k / |x_i - z_k| - 1) (x_i - z_k) (SPELL, Kirchhof et al. 2025).
+
+    Attributes:
+        centres: (m, p).
+        radii: (m,).
+        labels: (m,) their classes.
+        index_from: class-mates from which on an approximate index is used; it misses few of the centres within reach.
+    """
+
+    centres: Tensor
+    radii: Tensor
+    labels: Tensor
+    index_from: int = LARGE
+
+    def push(self, points: Tensor, labels: Tensor) -> Tensor:
+        """The pushes (n, p) of points (n, p) of classes (n,)."""
+        out = torch.zeros_like(points)
+        for c in np.unique(labels.cpu().numpy()).tolist():
+            rows, index = labels == c, self._indexes.get(c)
+            if c not in self._by_class:
+                continue
+            centres, radii = self._by_class[c]
+            if index is None:
+                out[rows] = _exact(points[rows], centres, radii)
+            else:
+                out[rows] = _within_reach(points[rows], centres, radii, index)
+        return out
+
+    @cached_property
+    def _by_class(self) -> Mapping[int, tuple[Tensor, Tensor]]:
+        kept = {c: self.labels == c for c in np.unique(self.labels.cpu().numpy()).tolist()}
+        # in double precision: close to a centre the two terms of the push are large and nearly cancel
+        return {c: (self.centres[rows].double(), self.radii[rows].double()) for c, rows in kept.items()}
+
+    @cached_property
+    def _indexes(self) -> Mapping[int, Any]:
+        large = {c: centres for c, (centres, _) in self._by_class.items() if len(centres) >= self.index_from}
+        if not large:
+            return {}
+        try:
+            import faiss
+        except ImportError:  # exact search is slower and right
+            return {}
+        return {c: _indexed(faiss, np.ascontiguousarray(centres.cpu().float().numpy())) for c, centres in large.items()}
+
+
+def _exact(points: Tensor, centres: Tensor, radii: Tensor) -> Tensor:
+    x, total = points.double(), torch.zeros(points.shape, dtype=torch.float64, device=points.device)
+    for start in range(0, len(centres), CHUNK):
+        z, r = centres[start : start + CHUNK].to(x.device), radii[start : start + CHUNK].to(x.device)
+        distances = torch.cdist(x, z, compute_mode="donot_use_mm_for_euclid_dist").clamp_min(1e-6)
+        weights = (r / distances - 1).clamp_min(0)
+        total += weights.sum(1, keepdim=True) * x - weights @ z
+    return total.to(points.dtype)
+
+
+def _within_reach(points: Tensor, centres: Tensor, radii: Tensor, index: Any) -> Tensor:
+    """The same sum over the centres that the index finds within the largest radius."""
+    queries = np.ascontiguousarray(points.detach().cpu().float().numpy())
+    limits, _, found = index.range_search(queries, float(radii.max()) ** 2)
+    out = torch.zeros_like(points)
+    for i in range(len(points)):
+        near = torch.from_numpy(found[int(limits[i]) : int(limits[i + 1])])
+        out[i : i + 1] = _exact(points[i : i + 1], centres[near], radii[near])
+    return out
+
+
+def _indexed(faiss: Any, centres: np.ndarray[Any, np.dtype[np.float32]]) -> Any:
+    cells = max(1, int(4 * len(centres) ** 0.5))
+    index = faiss.IndexIVFFlat(faiss.IndexFlatL2(centres.shape[1]), centres.shape[1], cells)
+    index.cp.max_points_per_centroid, index.cp.min_points_per_centroid = 64, 1
+    index.train(centres)
+    index.add(centres)
+    index.nprobe = max(1, cells // PROBES)
+    return index
