@@ -21,6 +21,7 @@ from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from monai_diverse import BuiltinSource, DiffusersSource
 from monai_diverse.report.provenance import describe_environment
 from monai_diverse.sampling import Diverse, FittedTogether
+from monai_diverse.sampling.balls import Balls
 from monai_diverse.sources import Precision
 from monai_diverse.sources.builtin import builtin_data
 from monai_diverse.storage import write_json
@@ -65,6 +66,23 @@ def share_of_sampler(source: BuiltinSource, timed: Timed, guide: FittedTogether 
     return shares[1:]  # the first one warms up
 
 
+def search(network_seconds: float, repeats: int) -> dict[str, Any]:
+    """One push of 16 images against so many references of one class, over one evaluation of the network for 16 images."""
+    found, rng = {}, np.random.default_rng(0)
+    data = builtin_data().generator_train.images[:, 0].reshape(-1, 14, 2, 14, 2).mean((2, 4)).reshape(-1, 196)
+    for count in (5_000, 50_000, 500_000):
+        noise = rng.normal(0, 0.05, (count, 196)).astype(np.float32)
+        centres = torch.from_numpy(data[rng.integers(len(data), size=count)] + noise)
+        for name, index_from in (("exact", None), ("index", 1)):
+            balls = Balls(centres=centres, radii=torch.full((count,), 1.0), labels=torch.zeros(count).long(), index_from=index_from)
+            points, labels = centres[:16] + 0.05, torch.zeros(16).long()
+            balls.push(points, labels)  # builds the index
+            found[f"{name}_{count}"] = described(
+                [elapsed(lambda b=balls, p=points, c=labels: b.push(p, c)) / network_seconds for _ in range(repeats)]
+            )
+    return found
+
+
 def against_diffusers(folder: Path, batch: int, repeats: int) -> list[float]:
     """Our time over that of diffusers' DDIMPipeline for the same network, batch and steps, in turn."""
     unet = UNet2DModel(
@@ -104,6 +122,9 @@ def measure(repeats: int, folder: Path) -> dict[str, Any]:
             "without_guide": described(share_of_sampler(source, timed, None, batch, repeats)),
             "default_guide": described(share_of_sampler(source, timed, guide, batch, repeats)),
         }
+    timed.seconds = 0.0
+    source.sample(np.zeros(16, dtype=np.int64), range(16))
+    results["push_over_one_evaluation"] = search(timed.seconds / STEPS, max(3, repeats // 3))
     return results | {"time_over_diffusers_pipeline": described(against_diffusers(folder, 16, repeats))}
 
 

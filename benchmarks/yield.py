@@ -20,35 +20,40 @@ from typing import Any
 
 import numpy as np
 from prdc import compute_prdc
-from scipy import stats
 from scipy.spatial.distance import cdist
 from tqdm import tqdm
 from unseen import unseen_extractor
+from yield_summary import as_markdown, bars, summarised
 
+from monai_diverse import __version__
 from monai_diverse.data import LabelledImages, near_duplicate_groups
 from monai_diverse.growth import rehearse
 from monai_diverse.information import vendi_score
 from monai_diverse.job import Job
 from monai_diverse.recipe import Component, DataChoice, Recipe
 from monai_diverse.report.provenance import describe_environment
-from monai_diverse.screening import FittedScreen, NoveltyScreen, Yield
+from monai_diverse.sampling import Shield
+from monai_diverse.screening import FittedScreen, NoveltyScreen
 from monai_diverse.sources.builtin import builtin_data
 from monai_diverse.storage import fingerprint_of, read_json, write_json
+from monai_diverse.tuning import best, pilots
 
 RESULTS = Path(__file__).parent / "results"
 FAST = {"target": "monai_diverse.sources.Precision", "arguments": {"dtype": "bfloat16", "compile": True}}
-TOLERANCE = 0.03
+PILOT = 6_000
+EQUAL = 200
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """A sampler: a guide, and what the source is made with."""
+    """A sampler: a guide, and what the source is made with; `tuned` as `monai-diverse grow --tune` does, in the guide's own space."""
 
     guide: str | None = None
     settings: dict[str, Any] | None = None
     source: dict[str, Any] | None = None
-    budget: int = 8_000
+    budget: int = 5_000
     seeds: int = 2
+    tuned: bool = False
 
 
 def sampler(name: str, **settings: Any) -> dict[str, Any]:
@@ -56,10 +61,9 @@ def sampler(name: str, **settings: Any) -> dict[str, Any]:
 
 
 ARMS = {
-    "iid": Arm(budget=15_000, seeds=3),
     "diverse": Arm(guide="Diverse", budget=15_000, seeds=3),
+    "iid": Arm(budget=15_000, seeds=10),  # ten times the evaluations of a guided seed: the denominator of every ratio
     "branch": Arm(guide="Branch", budget=15_000, seeds=3),
-    "iid_10x": Arm(budget=150_000, seeds=1),
     "shield": Arm(guide="Shield"),
     "boost_and_skip": Arm(guide="BoostAndSkip"),
     "cads": Arm(source={"cads": sampler("CADS"), "precision": {**FAST, "arguments": {"dtype": "bfloat16"}}}),  # it hooks into the network
@@ -69,6 +73,7 @@ ARMS = {
     "shield_polish": Arm(guide="Together", settings={"guides": [sampler("Shield"), sampler("Polish")]}),
     "semantic": Arm(guide="Semantic"),
     "early_choice": Arm(guide="EarlyChoice"),
+    "diverse_tuned": Arm(guide="Diverse", budget=15_000, seeds=3, tuned=True),
 }
 
 
@@ -129,7 +134,7 @@ def draw(job: Job, tick: Callable[[int], object]) -> dict[str, Any]:
         tick(found.nfe)
     own = np.concatenate([[v.accepted for v in r.verdicts] for r in rounds])
     images, labels = (np.concatenate([getattr(r, part) for r in rounds]) for part in ("images", "labels"))
-    return {"images": images, "labels": labels, "own": own, "nfe": sum(r.nfe for r in rounds)}
+    return {"images": images, "labels": labels, "own": own, "nfe": sum(r.nfe for r in rounds)}  # calibration is added by the caller
 
 
 def judged(drawn: dict[str, Any], screen: FittedScreen, reference: LabelledImages) -> dict[str, Any]:
@@ -139,6 +144,7 @@ def judged(drawn: dict[str, Any], screen: FittedScreen, reference: LabelledImage
     kept = np.array([v.accepted for v in verdicts])
     with contextlib.redirect_stdout(io.StringIO()):  # the package prints
         quality = compute_prdc(real, views.features, nearest_k=5)
+        equal = compute_prdc(real, views.features[:EQUAL], nearest_k=5)  # recall grows with the number of samples
     nearest = screen.seen.distances(views.features, 1)[:, 0]
     within = cdist(real, real)
     np.fill_diagonal(within, np.inf)
@@ -149,7 +155,7 @@ def judged(drawn: dict[str, Any], screen: FittedScreen, reference: LabelledImage
         "accepted_by_both": int((kept & drawn["own"]).sum()),
         "novel": float(np.mean([v.scores["not_novel"] <= screen.gates["not_novel"].threshold for v in verdicts])),
         "in_distribution": float(np.mean([v.scores["outlier"] <= screen.gates["outlier"].threshold for v in verdicts])),
-        "precision": float(quality["precision"]), "recall": float(quality["recall"]), "nearest": float(np.median(nearest)),
+        "precision": float(quality["precision"]), "recall": float(equal["recall"]), "nearest": float(np.median(nearest)),
         "vendi": float(vendi_score(np.exp(-cdist(chosen, chosen, "sqeuclidean") / (2 * width**2)))) if len(chosen) else 0.0,
     }  # fmt: skip
 
@@ -157,113 +163,48 @@ def judged(drawn: dict[str, Any], screen: FittedScreen, reference: LabelledImage
 def run(name: str, setting: Setting, work: Path, quick: bool) -> dict[str, Any]:
     """Draws and judges every arm of a data set that `work` does not hold yet."""
     plain = Job.prepare(setting.recipe)
-    reference, calibration = setting.recipe.reference.load(Path()), setting.recipe.calibration.load(Path())
+    reference, aside = setting.recipe.reference.load(Path()), setting.recipe.calibration.load(Path())
     seen = setting.recipe.generator_train
-    screen = NoveltyScreen(extractor=unseen_extractor()).fit(reference, calibration, seen and seen.load(Path()))
+    screen = NoveltyScreen(extractor=unseen_extractor()).fit(reference, aside, seen and seen.load(Path()))
     arms = {n: replace(a, budget=6_000, seeds=1) for n, a in ARMS.items() if n in ("iid", "shield", "diverse")} if quick else ARMS
     found: dict[str, list[dict[str, Any]]] = {}
+    frontier: list[dict[str, Any]] = []
     for arm_name, arm in arms.items():
+        if arm.tuned:
+            frontier = tuning(name, setting, arm, work)
+            chosen = next(point["strength"] for point in frontier if point["chosen"])
+            # the default strength is the arm without tuning
+            arm = replace(arm, settings=None if chosen == Shield().strength else {"strength": chosen})
         for seed in range(arm.seeds):
             recipe = recipe_of(setting, arm, seed + 1)
-            key = fingerprint_of([recipe.as_json(), plain.screen.fingerprint, screen.fingerprint])[:12]
-            file = work / f"{name}-{arm_name}-{seed}-{key}.json"
+            settings = repr(recipe.guide and recipe.guide.build(Path()))  # with defaults
+            parts = [recipe.as_json(), settings, plain.source.fingerprint, plain.screen.fingerprint, screen.fingerprint, __version__]
+            key = fingerprint_of(parts)[:12]
+            file = work / f"{name}-{seed}-{key}.json"
             if not file.is_file():
                 job = Job.prepare(recipe)
+                calibration = job.source.nfe
                 with tqdm(total=arm.budget, desc=f"{name} {arm_name} {seed}", unit="nfe") as bar:
-                    outcome = judged(draw(job, bar.update), screen, reference)
-                write_json(file, outcome | {"calibrated": {} if job.guide is None else job.guide.notes()})
+                    drawn = draw(job, bar.update)
+                outcome = judged(drawn | {"nfe": drawn["nfe"] + calibration}, screen, reference)
+                write_json(file, outcome | {"calibration": calibration, "calibrated": {} if job.guide is None else job.guide.notes()})
             found.setdefault(arm_name, []).append(read_json(file))
     real, labels = setting.unseen_real.images, setting.unseen_real.labels
     nearest_real = float(np.median(screen.seen.distances(screen.embed(real, labels).features, 1)[:, 0]))
     controls = {"unseen": screen.yield_of(setting.unseen_real).as_json(), "own": plain.screen.yield_of(setting.unseen_real).as_json()}
-    return summarised(found, controls, nearest_real)
+    return summarised(found, controls, nearest_real) | {"tuning": frontier}
 
 
-def summarised(found: dict[str, list[dict[str, Any]]], controls: dict[str, Any], nearest_real: float) -> dict[str, Any]:
-    largest = found.get("iid_10x", found["iid"])
-    plain = sum(r["accepted"] for r in largest), sum(r["nfe"] for r in largest)
-    results: dict[str, Any] = {"unseen_real": controls, "arms": {}}
-    for arm, runs in found.items():
-        total = {key: sum(r[key] for r in runs) for key in ("nfe", "drawn", "accepted", "own_accepted", "accepted_by_both")}
-        mean = {key: float(np.mean([r[key] for r in runs])) for key in ("in_distribution", "precision", "recall", "novel", "vendi")}
-        rates = np.array([1e3 * r["accepted"] / r["nfe"] for r in runs])
-        own_rate, real_rate = total["own_accepted"] / total["drawn"], controls["unseen"]["per_10k"] / 1e4
-        results["arms"][arm] = mean | {
-            "accepted_per_1k_nfe": {"mean": 1e3 * total["accepted"] / total["nfe"], "ci95": rate_interval(rates, total)},
-            "ratio_vs_iid": ratio(rates, total, plain),
-            "own_accepted_per_1k_nfe": 1e3 * total["own_accepted"] / total["nfe"],
-            "parity": (total["accepted"] / total["drawn"] / real_rate) if real_rate else None,
-            "own_parity": own_rate / (controls["own"]["per_10k"] / 1e4) if controls["own"]["accepted"] else None,
-            "nearest_training_ratio": float(np.mean([r["nearest"] for r in runs])) / nearest_real,
-            "yield": Yield(drawn=total["drawn"], accepted=total["accepted"], nfe=total["nfe"]).as_json(),
-            "accepted_by_both": total["accepted_by_both"], "nfe": total["nfe"], "seeds": len(runs), "calibrated": runs[0]["calibrated"],
-        }  # fmt: skip
-    return results
-
-
-def rate_interval(rates: np.ndarray, total: dict[str, int]) -> list[float]:
-    """95 % interval of accepted in 1000 evaluations: Student's t over seeds; for one seed, exact for Poisson counts (Garwood 1936)."""
-    if len(rates) > 1:
-        return [float(v) for v in stats.t.interval(0.95, len(rates) - 1, rates.mean(), max(stats.sem(rates), 1e-9))]
-    count, scale = total["accepted"], 1e3 / total["nfe"]
-    return [float(stats.chi2.ppf(0.025, 2 * count) / 2 * scale) if count else 0.0, float(stats.chi2.ppf(0.975, 2 * count + 2) / 2 * scale)]
-
-
-def ratio(rates: np.ndarray, total: dict[str, int], plain: tuple[int, int]) -> dict[str, Any]:
-    """Accepted per evaluation over brute force's, with 10 times its evaluations where they were drawn.
-
-    95 % interval on the logarithm: variance between seeds (draws of a seed depend on one another; never below Poisson's) plus Poisson's of
-    brute force; Student's t with as many degrees of freedom as there are seeds but one.
-    """
-    value = (total["accepted"] / total["nfe"]) / (plain[0] / plain[1]) if plain[0] else None
-    if not value:
-        return {"mean": value, "ci95": None}
-    between = float(np.var(rates, ddof=1) / rates.mean() ** 2 / len(rates)) if len(rates) > 1 and rates.mean() else 0.0
-    spread = (max(between, 1 / total["accepted"]) + 1 / plain[0]) ** 0.5
-    reach = float(stats.t.ppf(0.975, len(rates) - 1) if len(rates) > 1 else stats.norm.ppf(0.975)) * spread
-    return {"mean": value, "ci95": [value * float(np.exp(-reach)), value * float(np.exp(reach))]}
-
-
-def bars(results: dict[str, Any]) -> dict[str, Any]:
-    """What the default guide must reach on each data set, in the unseen space."""
-    out: dict[str, Any] = {}
-    for name, found in results.items():
-        ours, plain = found["arms"]["diverse"], found["arms"]["iid"]
-        interval = ours["ratio_vs_iid"]["ci95"]
-        checks = {
-            "parity": (ours["parity"], 1.0),
-            "ratio_vs_iid": (ours["ratio_vs_iid"]["mean"], 10.0),
-            "ratio_vs_iid_low": (interval[0] if interval else None, 5.0),
-            "in_distribution": (ours["in_distribution"], plain["in_distribution"] - TOLERANCE),
-            "precision": (ours["precision"], plain["precision"] - TOLERANCE),
-        }
-        out |= {f"{name}_{key}": {"value": v, "bar": bar, "holds": v is not None and v >= bar} for key, (v, bar) in checks.items()}
-    return out
-
-
-def as_markdown(results: dict[str, Any]) -> str:
-    """The table of docs/sampler.md."""
-    lines = []
-    for name, found in results.items():
-        real = found["unseen_real"]
-        lines += [
-            f"**{name}**: of unseen real images {real['unseen']['accepted']} of {real['unseen']['drawn']} are accepted in the unseen space"
-            f" ({real['own']['accepted']} in the guide's own).", "",
-            "| arm | accepted in 1,000 evaluations | over iid | parity | in distribution | precision | recall | nearest | Vendi | own space |",
-            "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-        ]  # fmt: skip
-        for arm, f in found["arms"].items():
-            rate, over = f["accepted_per_1k_nfe"], f["ratio_vs_iid"]
-            times = "0" if not over["ci95"] else f"{over['mean']:.1f} ({over['ci95'][0]:.1f} to {over['ci95'][1]:.1f})"
-            cells = [
-                arm.replace("_", " "), f"{rate['mean']:.2f} ({max(0, rate['ci95'][0]):.2f} to {rate['ci95'][1]:.2f})", times,
-                "?" if f["parity"] is None else f"{f['parity']:.2f}", *(f"{f[key]:.3f}" for key in ("in_distribution", "precision")),
-                f"{f['recall']:.2f}", f"{f['nearest_training_ratio']:.2f}", f"{f['vendi']:.0f} of {f['yield']['accepted'] / f['seeds']:.0f}",
-                f"{f['own_accepted_per_1k_nfe']:.2f}",
-            ]  # fmt: skip
-            lines.append(f"| {' | '.join(cells)} |")
-        lines.append("")
-    return "\n".join(lines)
+def tuning(name: str, setting: Setting, arm: Arm, work: Path) -> list[dict[str, Any]]:
+    """The frontier of the shield's strength, on seeds and evaluations of its own."""
+    recipe = recipe_of(setting, arm, 1)
+    file = work / f"{name}-tuning-{fingerprint_of(recipe.as_json())[:12]}.json"
+    if not file.is_file():
+        found = list(pilots(recipe, evaluations=PILOT))
+        picked = best(found).strength
+        write_json(file, [pilot.as_json() | {"chosen": pilot.strength == picked} for pilot in found])
+    points: list[dict[str, Any]] = json.loads(file.read_text())
+    return points
 
 
 def main() -> int:

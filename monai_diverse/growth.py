@@ -68,9 +68,7 @@ def grow_steps(job: Job, out: Path, *, resume: bool = False) -> Iterator[GrowPro
     What has been yielded is on disk. A run that was interrupted and resumed gives the bank of an uninterrupted one.
     """
     started, size, batch = time.perf_counter(), job.recipe.size, job.recipe.batch_size
-    least = int(job.costs(*job.asked(0, batch), job.guide).sum())
-    if least > job.recipe.max_evaluations:
-        raise RecipeError(f"max_evaluations: expected at least one batch of {batch} samples, {least}, got {job.recipe.max_evaluations}")
+    _require_one_batch(job)
     with BankWriter.create_or_resume(out, job.header(), resume=resume) as writer:
         done = _Counts.of(writer.progress)
         accepted = job.screen.embed(*_stored(writer.bank)) if writer.count else None
@@ -118,7 +116,12 @@ class Round:
 
 
 def rehearse(job: Job) -> Iterator[Round]:
-    """Draws and judges as `grow` does up to the recipe's evaluations, whatever its size, and keeps nothing: for pilots and benchmarks."""
+    """Draws and judges as `grow` does up to the recipe's evaluations, whatever its size, and keeps nothing: for pilots and benchmarks.
+
+    Raises:
+        RecipeError: too few evaluations for one batch.
+    """
+    _require_one_batch(job)
     known, accepted, nfe, batch = _Known(job), None, 0, job.recipe.batch_size
     for first in itertools.count(0, batch):
         labels, seeds = job.asked(first, batch)
@@ -186,6 +189,13 @@ class _Known:
             return self.job.guide
         earlier = torch.from_numpy(np.concatenate(self.seeds) < before_seed)
         return self.job.guide.given(torch.cat(self.states)[earlier], torch.cat(self.labels)[earlier])
+
+
+def _require_one_batch(job: Job) -> None:
+    batch = job.recipe.batch_size
+    least = int(job.costs(*job.asked(0, batch), job.guide).sum())
+    if least > job.recipe.max_evaluations:
+        raise RecipeError(f"max_evaluations: expected at least one batch of {batch} samples, {least}, got {job.recipe.max_evaluations}")
 
 
 def _stop_of(size: int | None, count: int) -> str | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from monai_diverse.recipe import Recipe
 from monai_diverse.sampling import Guide
 from monai_diverse.screening import FittedScreen, NoveltyScreen
 from monai_diverse.sources import SampleSource
-from monai_diverse.storage import sha256_of
+from monai_diverse.storage import fingerprint_of, sha256_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +63,8 @@ class Job:
             recipe=recipe,
             source=source,
             screen=fitted,
-            guide=_fit_guide(settings, source, real),
-            guide_settings=repr(settings),
+            guide=_fit_guide(settings, recipe, source, real),
+            guide_settings=_in_words(settings),
             label_shares=_label_shares(recipe, source, real["reference"]),
             data_hashes={name: sha256_of(images.images.tobytes() + images.labels.tobytes()) for name, images in real.items()},
             control=fitted.yield_of(real["control"]).as_json() if "control" in real else None,
@@ -78,6 +79,7 @@ class Job:
         """SHA-256 of all that decides which samples the bank holds."""
         parts = {name: value for name, value in self.data_hashes.items() if name != "control"}
         parts |= {"source": self.source.fingerprint, "screen": self.screen.fingerprint, "guide": self.guide_settings}
+        parts["calibrated"] = fingerprint_of({} if self.guide is None else self.guide.notes())  # another device may find other noise
         return self.recipe.fingerprint(parts)
 
     def header(self) -> BankHeader:
@@ -141,7 +143,7 @@ def _real_images(recipe: Recipe, source: SampleSource) -> dict[str, LabelledImag
     return real
 
 
-def _fit_guide(settings: Any, source: SampleSource, real: dict[str, LabelledImages]) -> Guide | None:
+def _fit_guide(settings: Any, recipe: Recipe, source: SampleSource, real: dict[str, LabelledImages]) -> Guide | None:
     if settings is None:
         return None
     if not hasattr(settings, "fit"):
@@ -149,7 +151,18 @@ def _fit_guide(settings: Any, source: SampleSource, real: dict[str, LabelledImag
     train = real.get("generator_train", real["reference"])
     calibration = real["calibration"]
     guide: Guide = settings.fit(*to_model(source, train.images, train.labels), *to_model(source, calibration.images, calibration.labels))
-    return guide.calibrated(source.renoise)
+    return guide.calibrated(partial(source.renoise, steps=recipe.steps))
+
+
+def _in_words(settings: Any) -> str:
+    """As `repr`, with the fingerprint in place of what has one: an extractor's repr may hold its address, and not its weights."""
+    if hasattr(settings, "fingerprint"):
+        return f"{type(settings).__qualname__}({settings.fingerprint})"
+    if isinstance(settings, tuple):
+        return f"({', '.join(_in_words(part) for part in settings)})"
+    if not is_dataclass(settings):
+        return repr(settings)
+    return f"{type(settings).__qualname__}({', '.join(f'{f.name}={_in_words(getattr(settings, f.name))}' for f in fields(settings))})"
 
 
 def _require_fit(source: SampleSource, images: LabelledImages, name: str) -> None:

@@ -1,7 +1,7 @@
 """Branches of accepted samples, the default guide, and pilots."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +16,10 @@ from monai_diverse.errors import DataError, RecipeError
 from monai_diverse.growth import rehearse
 from monai_diverse.job import Job
 from monai_diverse.recipe import Component
-from monai_diverse.sampling import Branch, Diverse, FittedBranch, Shield
+from monai_diverse.sampling import BoostAndSkip, Branch, Diverse, FittedBranch, Shield, Together, branch
 from monai_diverse.sampling.branch import SIGMAS
 from monai_diverse.screening import Yield
+from monai_diverse.sources.diffusion import DiffusionSource
 from monai_diverse.storage import read_json
 from monai_diverse.tuning import Pilot, best, pilots, with_strength
 
@@ -81,8 +82,8 @@ def test_parents_are_class_mates_and_follow_from_the_seed_alone() -> None:
     assert all(labels[p] == c for p, c in zip(parents, asked[mask], strict=True))
     assert len(set(parents)) == 10
     alone = [guide.start(asked[i : i + 1], [seeds[i]]) for i in range(20)]
-    assert [found is not None for found in alone] == mask[:20].tolist()
-    for image, found in zip(start.images, [f for f in alone if f is not None], strict=False):
+    assert [bool(found[0]) for found in alone] == mask[:20].tolist()
+    for image, found in zip(start.images, [f for f in alone if f[0]], strict=False):
         assert torch.equal(found[1].images[0], image)
 
 
@@ -98,7 +99,36 @@ def test_crowded_samples_are_branched_from_less() -> None:
 def test_without_an_accepted_class_mate_all_start_from_noise() -> None:
     guide = _fitted(sigma=1.0, share=0.9)
     assert guide.start(torch.zeros(50).long(), list(range(50))) is None
-    assert guide.given(_images(2, 5), torch.ones(2).long()).start(torch.zeros(50).long(), list(range(50))) is None
+    mask, _ = guide.given(_images(2, 5), torch.ones(2).long()).start(torch.zeros(50).long(), list(range(50)))
+    assert not mask.any()
+
+
+def test_beside_another_start_an_image_depends_on_its_own_seed_alone() -> None:
+    """Whether some image of the batch branches must not decide whether the others are boosted."""
+    data = (_images(40, 0), torch.arange(40) % 2, _images(20, 1), torch.arange(20) % 2)
+    guide = Together(guides=(Branch(sigma=1.0, share=0.5), BoostAndSkip(gain=2.0))).fit(*data).given(_images(10, 5), torch.zeros(10).long())
+    seeds = list(range(20))
+    mask, _ = guide.start(torch.zeros(20).long(), seeds)
+    assert 0 < int(mask.sum()) < 20
+    for seed in seeds:
+        alone, start = guide.start(torch.zeros(1).long(), [seed])
+        assert bool(alone) == bool(mask[seed])
+        assert start.gain == 1.0
+
+
+def test_the_latest_parents_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(branch, "PARENTS", 3)
+    accepted, labels = _images(10, 5), torch.tensor([1, 0, 0, 0, 0, 0, 0, 0, 0, 1])
+    guide = _fitted(sigma=1.0).given(accepted, labels)
+    assert torch.equal(guide.labels, torch.tensor([0, 0, 0, 1, 1])), "a rare class should keep its parents"
+    assert torch.equal(guide.accepted, accepted[[6, 7, 8, 0, 9]])
+    assert len(guide.weights) == 5
+
+
+@pytest.mark.parametrize("settings", [{"strength": -0.1}, {"strength": float("nan")}, {"shield": Branch()}, {"branch": {"share": 0.5}}])
+def test_default_guide_out_of_range(settings: dict[str, object]) -> None:
+    with pytest.raises(RecipeError, match="diverse: expected"):
+        Diverse(**settings)
 
 
 @pytest.mark.parametrize("settings", [{"share": 1.0}, {"share": -0.1}, {"distance": 0.0}, {"sigma": 0.0}, {"pace": 0.0}, {"pace": 1.5}])
@@ -136,6 +166,26 @@ def test_branches_stay_nearer_to_their_parent_than_fresh_samples_and_cost_less(d
     assert apart(branches[branched]) < 0.7 * apart(fresh[branched])
 
 
+def test_branches_are_calibrated_with_the_recipes_steps(diverse: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: set[int | None] = set()
+    renoise = DiffusionSource.renoise
+
+    def noted(self: DiffusionSource, *given: object, steps: int | None = None) -> Tensor:
+        asked.add(steps)
+        return renoise(self, *given, steps=steps)
+
+    monkeypatch.setattr(DiffusionSource, "renoise", noted)
+    Job.prepare(replace(diverse, steps=7))
+    assert asked == {7}
+    source = diverse.source.build(diverse.folder)
+    spent = []
+    for steps in (None, 40):
+        before = source.nfe
+        source.renoise(torch.zeros(1, *source.shape), torch.zeros(1).long(), [0], 1.0, steps=steps)
+        spent.append(source.nfe - before)
+    assert spent[1] > spent[0]
+
+
 def test_growth_with_the_default_guide_resumes_and_counts_what_it_spends(diverse: Recipe, tmp_path: Path) -> None:
     """Branches make images depend on the bank: interrupted inside a batch, the same bank must come out."""
     job = Job.prepare(diverse)
@@ -162,10 +212,13 @@ def test_recipes_name_the_default_guide_in_one_word(recipe_file: Path) -> None:
 
 
 def test_pilots_differ_by_strength_and_leave_the_banks_seeds_alone(diverse: Recipe) -> None:
-    found = list(pilots(diverse, strengths=(0.0, 5.0), evaluations=700))
+    found = list(pilots(replace(diverse, steps=12), strengths=(0.0, 5.0), evaluations=1200))
     assert [pilot.strength for pilot in found] == [0.0, 5.0]
-    assert all(pilot.outcome.nfe <= 700 and 0 < pilot.in_distribution <= 1 for pilot in found)
-    assert found[0].outcome != found[1].outcome
+    assert all(pilot.outcome.nfe <= 1200 and 0 < pilot.in_distribution <= 1 for pilot in found)
+    wide = Component(target="monai_diverse.sampling.Shield", arguments={"scale": 3.0, "pool": 1})
+    guided = replace(diverse, steps=12, guide=Component(target="monai_diverse.sampling.Diverse", arguments={"shield": asdict(wide)}))
+    none, some = (next(rehearse(Job.prepare(with_strength(guided, strength)))).images for strength in (0.0, 5.0))
+    assert np.abs(none - some).max() > 0.01
     fixed = with_strength(diverse, 0.4).guide.build(Path())
     assert fixed.strength == 0.4
     fitted = fixed.fit(*[_images(40, 0), torch.arange(40) % 2] * 2)
@@ -182,6 +235,8 @@ def test_the_best_pilot_is_as_realistic_as_the_weakest_within_3_points() -> None
 
 
 def test_tuning_needs_a_guide_with_a_strength(diverse: Recipe) -> None:
+    with pytest.raises(RecipeError, match="at least one batch"):
+        next(pilots(diverse, evaluations=10))
     with pytest.raises(RecipeError, match="add `guide: diverse`"):
         next(pilots(replace(diverse, guide=None)))
     with pytest.raises(RecipeError, match="strength"):

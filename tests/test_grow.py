@@ -10,9 +10,11 @@ from scipy.spatial.distance import cdist
 
 from monai_diverse import Recipe, SampleBank, grow
 from monai_diverse.errors import BankError, BankMismatchError, DataError, RecipeError, StorageError
+from monai_diverse.features import PixelFeatures
 from monai_diverse.growth import grow_steps
 from monai_diverse.job import Job
 from monai_diverse.recipe import Component
+from monai_diverse.sampling import EarlyChoice
 
 
 @pytest.fixture
@@ -127,6 +129,19 @@ def test_defaults_are_part_of_the_fingerprint(recipe: Recipe, guided: Recipe, tm
             grow(other, tmp_path / "bank", resume=True)
     same = replace(guided, guide=Component(target="monai_diverse.sampling.Shield", arguments={"strength": 0.3}))
     grow(replace(same, size=2), tmp_path / "bank", resume=True)
+
+
+def test_an_extractors_weights_not_its_address_are_part_of_the_fingerprint(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Opaque(PixelFeatures):
+        __repr__ = object.__repr__
+
+    def fingerprint(extractor: PixelFeatures) -> str:
+        monkeypatch.setattr(Component, "build", lambda self, *_: EarlyChoice(extractor=extractor) if self is guide else build(self, *_))
+        return Job.prepare(replace(recipe, guide=guide)).fingerprint
+
+    build, guide = Component.build, Component(target="monai_diverse.sampling.EarlyChoice")
+    assert fingerprint(Opaque()) == fingerprint(Opaque())
+    assert fingerprint(Opaque(max_side=4)) != fingerprint(Opaque())
 
 
 def test_control_stands_beside_the_yield(recipe: Recipe, tmp_path: Path, blob_file: Path) -> None:

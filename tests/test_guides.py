@@ -292,7 +292,7 @@ def test_the_score_is_the_novelty_gates() -> None:
 def test_copies_score_low_and_strangers_high() -> None:
     settings, train, labels = _choice()
     guide = settings.fit(train, labels, train, labels)
-    scores = guide.score(torch.stack([train[0] + 1e-4, train[0] + 3 * train.std() * torch.randn(1, 6, 6)]), labels[[0, 0]])
+    scores = guide.score(torch.stack([train[0] + 1e-4, train[0] + 3 * train.std() * _images(1, 6, (1, 6, 6))[0][0]]), labels[[0, 0]])
     assert float(scores[0]) < -3 < 0 < float(scores[1])
 
 
@@ -344,6 +344,14 @@ def test_the_best_candidate_is_drawn_to_the_end_and_paid_for(scheduler: str) -> 
     torch.testing.assert_close(drawn, whole[best, torch.arange(6)], atol=RESTARTED[scheduler], rtol=1e-4)
     assert [paid // 6] * 6 == passes.costs(labels, seeds, guide, lambda index: 1)
     assert 12 < paid // 6 < 3 * len(exact.seen)
+
+
+@pytest.mark.parametrize("scheduler", RESTARTED)
+def test_candidates_are_never_compared_before_the_first_step_and_paid_for(scheduler: str) -> None:
+    passes, exact = _passes(steps=12, scheduler=scheduler)
+    labels, seeds, guide = torch.zeros(2).long(), [0, 1], _Chooses(sigma=1e9)
+    passes.draw(labels, seeds, guide)
+    assert [exact.nfe // 2] * 2 == passes.costs(labels, seeds, guide, lambda index: 1)
 
 
 def test_an_early_choice_takes_the_candidate_that_is_farther_from_the_training_images() -> None:

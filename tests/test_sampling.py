@@ -1,3 +1,4 @@
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -10,8 +11,9 @@ from hypothesis import strategies as st
 from monai_diverse.errors import DataError, RecipeError
 from monai_diverse.sampling import SCHEDULERS, NoiseSchedule, Shield, State, balls, build_scheduler, sample_states
 from monai_diverse.sampling.balls import Balls
-from monai_diverse.sampling.loop import KARRAS, SIGMA_MAX, generators_of, initial_noise, set_steps
+from monai_diverse.sampling.loop import generators_of, initial_noise
 from monai_diverse.sampling.repulsion import low_passed
+from monai_diverse.sampling.schedulers import KARRAS, SIGMA_MAX, set_steps
 from monai_diverse.sources.denoiser import Denoiser
 
 SCHEDULE = {"num_train_timesteps": 1000, "beta_schedule": "squaredcos_cap_v2"}
@@ -49,7 +51,6 @@ def _draw(scheduler: str, steps: int, shape: tuple[int, ...] = (1, 8, 8), count:
         ("DDPMScheduler", False, 250, 0.04),
         ("EulerDiscreteScheduler", False, 100, 0.05),
         ("EulerDiscreteScheduler", True, 100, 0.05),
-        ("HeunDiscreteScheduler", False, 100, 0.03),  # its first step is coarse, because a cosine schedule's strongest noise is far away
         ("HeunDiscreteScheduler", True, 20, 0.04),
     ],
 )
@@ -57,6 +58,19 @@ def test_exact_denoiser_gives_the_data_distribution(scheduler: str, karras: bool
     x = _draw(scheduler, steps, karras=karras)
     assert float(x.mean()) == pytest.approx(MEAN, abs=0.03)
     assert float(x.std()) == pytest.approx(STD, abs=tolerance)
+
+
+@pytest.mark.parametrize("scheduler", KARRAS)
+def test_many_karras_steps_whose_first_timesteps_round_to_the_same(scheduler: str) -> None:
+    x = _draw(scheduler, 100, karras=True)
+    assert float(x.mean()) == pytest.approx(MEAN, abs=0.03)
+    assert float(x.std()) == pytest.approx(STD, abs=0.03)
+
+
+@pytest.mark.parametrize("scheduler", KARRAS)
+def test_a_karras_start_below_the_least_noise_is_refused(scheduler: str) -> None:
+    with pytest.raises(RecipeError, match=r"start: expected a noise-to-signal ratio above 0\.00643"):
+        build_scheduler(scheduler, NOISE, karras=True, sigma_max=0.005)
 
 
 def test_every_scheduler_of_betas_is_tested() -> None:
@@ -70,8 +84,9 @@ def test_every_scheduler_of_betas_is_tested() -> None:
 def test_schedulers_keep_the_training_schedule(scheduler: str, beta_schedule: str, rescale: bool) -> None:
     config = {"_class_name": "DDPMScheduler", "num_train_timesteps": 1000, "beta_schedule": beta_schedule, "rescale_betas_zero_snr": rescale}
     schedule = NoiseSchedule.from_diffusers(config)
-    torch.testing.assert_close(build_scheduler(scheduler, schedule).alphas_cumprod, schedule.alphas_cumprod, atol=1e-5, rtol=1e-3)
-    assert torch.isfinite(_draw(scheduler, 10, count=2)).all()
+    karras = "Heun" in scheduler
+    torch.testing.assert_close(build_scheduler(scheduler, schedule, karras=karras).alphas_cumprod, schedule.alphas_cumprod, atol=1e-5, rtol=1e-3)
+    assert torch.isfinite(_draw(scheduler, 10, count=2, karras=karras)).all()
 
 
 def test_three_dimensions() -> None:
@@ -172,10 +187,12 @@ def test_karras_spacing_is_that_of_the_paper(scheduler: str) -> None:
 def test_karras_spacing_is_refused_where_it_does_not_work(scheduler: str) -> None:
     with pytest.raises(RecipeError, match="karras: expected one of"):
         build_scheduler(scheduler, NOISE, karras=True)
+    with pytest.raises(RecipeError, match="karras: expected it with Heun"):
+        build_scheduler("HeunDiscreteScheduler", NOISE)
 
 
 def test_heun_can_be_left_between_its_steps_only() -> None:
-    states = _states("HeunDiscreteScheduler", 4, count=2)
+    states = _states("HeunDiscreteScheduler", 4, count=2, karras=True)
     assert [s.whole for s in states] == [False, True, False, True, False, True, True]
     assert [s.sigma for s in states[1::2]] == [s.next_sigma for s in states[:-1:2]]
     assert all(s.whole for s in _states("DDIMScheduler", 4, count=2))
@@ -190,7 +207,7 @@ def test_steps_out_of_range(steps: int) -> None:
 def _shield(seed: int, count: int = 30, **more: float) -> tuple[Shield, torch.Tensor, torch.Tensor]:
     rng = np.random.default_rng(seed)
     train = torch.from_numpy(rng.normal(size=(count, 1, 8, 8)).astype(np.float32))
-    return Shield(**{"keep_intensity": False} | more), train, torch.arange(count) % 2
+    return Shield(**{"keep_intensity": False, "bounded": False} | more), train, torch.arange(count) % 2
 
 
 @settings(max_examples=25, deadline=None)
@@ -287,7 +304,7 @@ def test_balls_push_as_the_sum_says_whatever_the_chunk(seed: int) -> None:
                 expected[i] += max(float(radii[k] / away.norm()) - 1, 0) * away
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(balls, "CHUNK", 7)
-        pushed = Balls(centres=centres, radii=radii, labels=of_centres).push(points, of_points)
+        pushed = Balls(centres=centres, radii=radii, labels=of_centres).push(points, of_points)[0]
     torch.testing.assert_close(pushed.double(), expected, atol=1e-4, rtol=1e-4)
 
 
@@ -299,10 +316,31 @@ def test_an_index_finds_nearly_all_centres_within_reach() -> None:
     points = centres[:40] + 0.1
     labels, of_points = torch.zeros(20_000).long(), torch.zeros(40).long()
     radii = torch.full((20_000,), float(torch.cdist(points, centres).quantile(0.002, dim=1).median()))
-    exact = Balls(centres=centres, radii=radii, labels=labels).push(points, of_points)
+    exact = Balls(centres=centres, radii=radii, labels=labels).push(points, of_points)[0]
     searched = Balls(centres=centres, radii=radii, labels=labels, index_from=1000)
     assert searched._indexes
-    pushed = searched.push(points, of_points)
+    pushed = searched.push(points, of_points)[0]
     cosine = torch.nn.functional.cosine_similarity(pushed, exact, dim=1)
     assert float(cosine.median()) > 0.99
     assert float(((pushed - exact).norm(dim=1) / exact.norm(dim=1)).median()) < 0.05
+
+
+def test_a_bounded_push_goes_no_farther_than_the_balls_surface_however_many_there_are() -> None:
+    centre = torch.zeros(1, 1, 4, 4)
+    crowd = centre + 0.01 * torch.from_numpy(np.random.default_rng(0).normal(size=(2000, 1, 4, 4)).astype(np.float32))
+    labels, heldout = torch.zeros(2000).long(), centre + 0.5
+    x0 = centre + 0.2
+    chosen = Shield(strength=0.3, distinct=0.0, pool=1, keep_intensity=False)
+    bounded, free = (replace(chosen, bounded=b).fit(crowd, labels, heldout, torch.zeros(1).long()) for b in (True, False))
+    depth = float((bounded.balls.radii[0] - (x0.flatten() - crowd.flatten(1)).norm(dim=1)).max())
+    assert float((bounded(x0, labels[:1], 1.0) - x0).norm()) == pytest.approx(depth, rel=1e-3)
+    assert float((free(x0, labels[:1], 1.0) - x0).norm()) > 50 * depth
+    few = chosen.fit(crowd[:2], labels[:2], heldout, torch.zeros(1).long())
+    assert float((few(x0, labels[:1], 1.0) - x0).norm()) < depth
+
+
+def test_an_index_needs_faiss(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    found = Balls(centres=torch.zeros(5, 2), radii=torch.ones(5), labels=torch.zeros(5).long(), index_from=5)
+    with pytest.raises(RecipeError, match=r"monai-diverse\[faiss\]"):
+        found.push(torch.ones(1, 2), torch.zeros(1).long())

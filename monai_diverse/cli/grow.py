@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from monai_diverse.bank import SampleBank
 from monai_diverse.cli.main import app
+from monai_diverse.errors import BankError
 from monai_diverse.growth import GrowProgress, grow_steps
 from monai_diverse.job import Job
 from monai_diverse.recipe import Recipe
@@ -50,6 +51,8 @@ def command(
 def _tuned_strength(recipe: Recipe, out: Path, evaluations: int, resume: bool) -> float:
     """What the pilots choose; a bank that grows on keeps what they chose before."""
     file = out.with_name(f"{out.name}.tuning.json")
+    if not resume and out.is_dir() and any(out.iterdir()):
+        raise BankError(f"{out}: expected a new or empty folder, got one that holds something; choose another, or go on with --resume")
     if resume and file.is_file():
         return float(read_json(file)["strength"])
     found = []

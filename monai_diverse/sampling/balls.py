@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from monai_diverse.errors import RecipeError
+
 CHUNK = 4096
 """Centres that are compared at a time, so that memory stays bounded."""
-LARGE = 50_000
-"""Class-mates from which on a FAISS index finds those within reach, if FAISS is installed."""
 PROBES = 16
 """One in so many cells of the index is searched."""
 
@@ -29,27 +29,34 @@ class Balls:
         centres: (m, p).
         radii: (m,).
         labels: (m,) their classes.
-        index_from: class-mates from which on an approximate index is used; it misses few of the centres within reach.
+        index_from: class-mates from which on a FAISS index finds those within reach; it misses few of them. None: never.
     """
 
     centres: Tensor
     radii: Tensor
     labels: Tensor
-    index_from: int = LARGE
+    index_from: int | None = None
 
-    def push(self, points: Tensor, labels: Tensor) -> Tensor:
-        """The pushes (n, p) of points (n, p) of classes (n,)."""
-        out = torch.zeros_like(points)
+    def push(self, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Pushes points (n, p) of classes (n,).
+
+        Returns:
+            The pushes (n, p), and how deep each point lies in the ball that it is deepest in (n,), 0 outside all.
+
+        Raises:
+            RecipeError: an index is wanted, but FAISS is not installed.
+        """
+        out, depth = torch.zeros_like(points), points.new_zeros(len(points))
         for c in np.unique(labels.cpu().numpy()).tolist():
             rows, index = labels == c, self._indexes.get(c)
             if c not in self._by_class:
                 continue
             centres, radii = self._by_class[c]
             if index is None:
-                out[rows] = _exact(points[rows], centres, radii)
+                out[rows], depth[rows] = _exact(points[rows], centres, radii)
             else:
-                out[rows] = _within_reach(points[rows], centres, radii, index)
-        return out
+                out[rows], depth[rows] = _within_reach(points[rows], centres, radii, index)
+        return out, depth
 
     @cached_property
     def _by_class(self) -> Mapping[int, tuple[Tensor, Tensor]]:
@@ -59,35 +66,41 @@ class Balls:
 
     @cached_property
     def _indexes(self) -> Mapping[int, Any]:
-        large = {c: centres for c, (centres, _) in self._by_class.items() if len(centres) >= self.index_from}
+        least = float("inf") if self.index_from is None else self.index_from
+        large = {c: centres for c, (centres, _) in self._by_class.items() if len(centres) >= least}
         if not large:
             return {}
         try:
             import faiss
-        except ImportError:  # exact search is slower and right
-            return {}
+        except ImportError as error:
+            raise RecipeError(
+                f"index_from {least}: expected FAISS: pip install 'monai-diverse[faiss]', or set it to null"
+            ) from error
         return {c: _indexed(faiss, np.ascontiguousarray(centres.cpu().float().numpy())) for c, centres in large.items()}
 
 
-def _exact(points: Tensor, centres: Tensor, radii: Tensor) -> Tensor:
+def _exact(points: Tensor, centres: Tensor, radii: Tensor) -> tuple[Tensor, Tensor]:
     x, total = points.double(), torch.zeros(points.shape, dtype=torch.float64, device=points.device)
+    depth = total.new_zeros(len(points))
     for start in range(0, len(centres), CHUNK):
         z, r = centres[start : start + CHUNK].to(x.device), radii[start : start + CHUNK].to(x.device)
         distances = torch.cdist(x, z, compute_mode="donot_use_mm_for_euclid_dist").clamp_min(1e-6)
         weights = (r / distances - 1).clamp_min(0)
         total += weights.sum(1, keepdim=True) * x - weights @ z
-    return total.to(points.dtype)
+        depth = torch.maximum(depth, (r - distances).amax(1))
+    return total.to(points.dtype), depth.to(points.dtype)
 
 
-def _within_reach(points: Tensor, centres: Tensor, radii: Tensor, index: Any) -> Tensor:
+def _within_reach(points: Tensor, centres: Tensor, radii: Tensor, index: Any) -> tuple[Tensor, Tensor]:
     """The same sum over the centres that the index finds within the largest radius."""
     queries = np.ascontiguousarray(points.detach().cpu().float().numpy())
     limits, _, found = index.range_search(queries, float(radii.max()) ** 2)
-    out = torch.zeros_like(points)
+    out, depth = torch.zeros_like(points), points.new_zeros(len(points))
     for i in range(len(points)):
         near = torch.from_numpy(found[int(limits[i]) : int(limits[i + 1])])
-        out[i : i + 1] = _exact(points[i : i + 1], centres[near], radii[near])
-    return out
+        if len(near):
+            out[i : i + 1], depth[i : i + 1] = _exact(points[i : i + 1], centres[near], radii[near])
+    return out, depth
 
 
 def _indexed(faiss: Any, centres: np.ndarray[Any, np.dtype[np.float32]]) -> Any:

@@ -15,9 +15,10 @@ from monai_diverse.errors import DataError, RecipeError
 from monai_diverse.sampling.guides import Guide, Renoise, Start
 
 SIGMAS = tuple(float(s) for s in np.geomspace(0.35, 8.0, 14))
-PILOT = 32
-PARENTS = 1000
-"""Of more accepted samples than this, the latest are branched from."""
+PILOT = 48
+"""Held-out images that calibrate the noise, drawn at random from all of them."""
+PARENTS = 500
+"""Of more accepted samples of a class than this, the latest are branched from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +71,12 @@ class Branch:
                 nearest.append(torch.cdist(new[heldout_labels == int(c)], mates).min(1).values)
         if not nearest:
             raise DataError("branch: expected held-out images of the training images' classes, got none")
+        picks = torch.from_numpy(np.random.default_rng(0).permutation(len(heldout))[:PILOT])
         return FittedBranch(
             settings=self,
             wanted=self.distance * float(torch.cat(nearest).median()),
-            heldout=heldout[:PILOT],
-            heldout_labels=heldout_labels[:PILOT],
+            heldout=heldout[picks],
+            heldout_labels=heldout_labels[picks],
             sigma=self.sigma,
         )
 
@@ -105,7 +107,9 @@ class FittedBranch(Guide):
 
     def given(self, accepted: Tensor, labels: Tensor) -> FittedBranch:
         """The same, with samples to branch from, each weighted by one over the Gaussian kernel density of its class there, half `wanted` wide."""
-        accepted, labels = accepted[-PARENTS:], labels[-PARENTS:]
+        latest = [torch.from_numpy(np.flatnonzero(labels.numpy() == c)[-PARENTS:]) for c in np.unique(labels.numpy())]
+        kept = torch.cat(latest) if latest else torch.empty(0, dtype=torch.int64)
+        accepted, labels = accepted[kept], labels[kept]
         seen = _standardised(accepted)
         kernel = torch.exp(-2 * (torch.cdist(seen, seen) / self.wanted).square()) * (labels[:, None] == labels)
         return replace(self, accepted=accepted, labels=labels, weights=1 / kernel.sum(1))
@@ -131,15 +135,13 @@ class FittedBranch(Guide):
         return {"branch_sigma": self.sigma}
 
     def start(self, labels: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Start] | None:
-        """Each image's parent is drawn from its own seed among the accepted samples of its class."""
+        """Each image's parent is drawn from its own seed among the accepted samples of its class; None only where no sample is known."""
         if not len(self.labels):
             return None
         if self.sigma is None:
             raise RecipeError("branch: expected a noise-to-signal ratio, got none; call calibrated, or give sigma")
         parents = np.array([self._parent(int(c), seed) for c, seed in zip(labels, seeds, strict=True)], dtype=np.int64)
-        chosen = torch.from_numpy(parents >= 0)
-        if not chosen.any():
-            return None
+        chosen = torch.from_numpy(parents >= 0)  # all False is an answer too: another guide's start must not depend on the rest of the batch
         return chosen, Start(images=self.accepted[torch.from_numpy(parents)[chosen]], sigma=self.sigma, pace=self.settings.pace)
 
     def _parent(self, label: int, seed: int) -> int:
@@ -151,7 +153,10 @@ class FittedBranch(Guide):
         return int(stream.choice(mates, p=weights / weights.sum()))
 
     def _reach(self, renoise: Renoise, sigma: float) -> float:
-        branches = renoise(self.heldout, self.heldout_labels, range(len(self.heldout)), sigma, self.settings.pace)
+        try:
+            branches = renoise(self.heldout, self.heldout_labels, range(len(self.heldout)), sigma, self.settings.pace)
+        except RecipeError:  # so few steps that none is left below this noise
+            return 0.0
         return float((_standardised(branches) - _standardised(self.heldout)).norm(dim=1).median())
 
 

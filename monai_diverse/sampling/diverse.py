@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
+from monai_diverse.errors import RecipeError
 from monai_diverse.sampling.branch import Branch
 from monai_diverse.sampling.guides import FittedTogether, Together
 from monai_diverse.sampling.shield import Shield
@@ -26,6 +27,13 @@ class Diverse:
     branch: Branch = field(default_factory=Branch)
     shield: Shield = field(default_factory=Shield)
     strength: float | None = None
+
+    def __post_init__(self) -> None:
+        for part, kind in ((self.branch, Branch), (self.shield, Shield)):
+            if not isinstance(part, kind):
+                raise RecipeError(f"diverse: expected a {kind.__name__}, got {part!r}")
+        if self.strength is not None and not 0 <= self.strength < float("inf"):
+            raise RecipeError(f"diverse: expected a strength from 0, got {self.strength}")
 
     def fit(self, train: Tensor, train_labels: Tensor, heldout: Tensor, heldout_labels: Tensor) -> FittedTogether:
         """Calibrates both on the same images; see their own `fit`."""

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from monai_diverse.sampling.guides import Choice, Guide, Start
-from monai_diverse.sampling.loop import Scheduler, State, first_step, noise_levels, sample_states
+from monai_diverse.sampling.loop import State, first_step, noise_levels, sample_states
 from monai_diverse.sampling.schedule import NoiseSchedule
+from monai_diverse.sampling.schedulers import Scheduler
 
 Conditional = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(variance-preserving noisy x, index (n,), labels (n,)) -> predicted clean x0, shaped as x."""
@@ -82,7 +83,7 @@ class Passes:
         found, choice = (None, None) if guide is None else (guide.start(labels, seeds), guide.choice)
         whole = self._cost(None, evaluations)
         if choice is not None:
-            whole += (choice.candidates - 1) * (whole - self._cost(Start(images=labels, sigma=choice.sigma, noised=True), evaluations))
+            whole += (choice.candidates - 1) * (whole - self._cost(Start(images=labels, sigma=self._compared_at(choice), noised=True), evaluations))
         polish = self._cost(Start(images=labels, sigma=guide.polish), evaluations) if guide is not None and guide.polish else 0
         elsewhere = [False] * len(seeds) if found is None else found[0].tolist()
         short = self._cost(found[1], evaluations) if found else 0
@@ -97,17 +98,22 @@ class Passes:
 
     def _chosen(self, labels: Tensor, seeds: Sequence[int], guide: Guide, choice: Choice) -> Start:
         """The best candidate of each seed, half drawn."""
-        best, scores, sigma = torch.empty(0), torch.empty(0), 0.0
+        best, scores, sigma, until = torch.empty(0), torch.empty(0), 0.0, self._compared_at(choice)
         for candidate in range(choice.candidates):
             states = self._states(labels, seeds, guide, None, candidate)
             state = next(states)
-            while state.next_sigma > choice.sigma or not state.whole:
+            while state.next_sigma > until or not state.whole:
                 state = next(states)
             sigma, found = state.next_sigma, choice.score(state.x0, labels)
             better = found > scores if candidate else torch.ones_like(found, dtype=torch.bool)
             scores = torch.where(better, found, scores) if candidate else found
             best = torch.where(better.reshape(-1, *[1] * (state.x.ndim - 1)), state.x, best) if candidate else state.x
         return Start(images=best, sigma=sigma, noised=True)
+
+    def _compared_at(self, choice: Choice) -> float:
+        """The choice's noise-to-signal ratio, or that after the first step where it is above: there is no preview before."""
+        levels = [sigma for _, sigma in noise_levels(self.scheduler(None), self.schedule, self.steps)]
+        return min(choice.sigma, next((sigma for sigma in levels if sigma < levels[0]), levels[0]))
 
     def _route(self, start: Start | None) -> tuple[Scheduler, int]:
         """The scheduler of a pass and its steps: where it can start at any noise, only those that a whole pass takes below, at the start's pace."""

@@ -35,6 +35,10 @@ class Shield:
         sigma_min: noise-to-signal ratio until which it acts.
         keep_intensity: give each pushed image its mean and standard deviation back. Without it a push away from the crowd mostly raises the
             contrast, which is novel because it is broken.
+        bounded: push an image no farther in a step than it lies deep in the ball that it is deepest in. Without it the pushes of thousands of
+            training images add up, and more data make a stronger shield.
+        index_from: training images of a class from which on a FAISS index finds those within reach (extra `faiss`); None: never, exact search
+            in chunks.
     """
 
     strength: float = 0.3
@@ -44,6 +48,8 @@ class Shield:
     sigma_max: float = 2.0
     sigma_min: float = 0.5
     keep_intensity: bool = True
+    bounded: bool = True
+    index_from: int | None = 50_000
 
     def __post_init__(self) -> None:
         if self.strength < 0 or self.scale < 0 or self.distinct < 0:
@@ -71,12 +77,12 @@ class Shield:
         radii = self.scale * quantile_by_class(to_new, heldout_labels, train_labels, 0.95)
         return FittedShield(
             settings=self,
-            balls=Balls(centres=low, radii=radii, labels=train_labels),
+            balls=Balls(centres=low, radii=radii, labels=train_labels, index_from=self.index_from),
             distinct_radius=self.distinct * float(among.nanmedian()),
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class FittedShield(Guide):
     """The shield as a guide.
 
@@ -102,13 +108,18 @@ class FittedShield(Guide):
             return x0
         low = low_passed(x0, chosen.pool)
         flat = low.flatten(1)
-        push = self.balls.push(flat, labels)
+        pushes = [self.balls.push(flat, labels)]
         if self.accepted is not None:
-            push = push + self.accepted.push(flat, labels)
+            pushes.append(self.accepted.push(flat, labels))
         if self.distinct_radius > 0 and len(x0) > 1:
             others = (labels[:, None] == labels[None]) & ~torch.eye(len(x0), dtype=torch.bool, device=x0.device)
-            push = push + push_out(flat, flat, self.distinct_radius * others)
-        moved = x0 + chosen.strength * upsampled(push.reshape(low.shape), x0)
+            apart = torch.cdist(flat, flat).masked_fill(~others, float("inf")).amin(1)
+            pushes.append((push_out(flat, flat, self.distinct_radius * others), (self.distinct_radius - apart).clamp_min(0)))
+        push = chosen.strength * torch.stack([p for p, _ in pushes]).sum(0)
+        if chosen.bounded:
+            deepest = torch.stack([depth for _, depth in pushes]).amax(0)
+            push = push * (deepest / push.norm(dim=1).clamp_min(1e-12)).clamp(max=1)[:, None]
+        moved = x0 + upsampled(push.reshape(low.shape), x0)
         return with_intensity_of(moved, x0) if chosen.keep_intensity else moved
 
     def given(self, accepted: Tensor, labels: Tensor) -> FittedShield:

@@ -66,7 +66,7 @@ class SampleSource(ABC):
         """Network evaluations (n,) that `sample` will take for each image; arguments as its own."""
         return np.full(len(seeds), self.cost(steps), dtype=np.int64)
 
-    def renoise(self, states: Tensor, labels: Tensor, seeds: Sequence[int], sigma: float, pace: float = 1.0) -> Tensor:
+    def renoise(self, states: Tensor, labels: Tensor, seeds: Sequence[int], sigma: float, pace: float = 1.0, steps: int | None = None) -> Tensor:
         """Noises images (n, c, *spatial) in the model's space and denoises them again.
 
         Raises:

@@ -17,9 +17,9 @@ from monai_diverse.devices import require_device
 from monai_diverse.errors import DataError, RecipeError
 from monai_diverse.sampling.condition import CADS, ClassifierFree
 from monai_diverse.sampling.guides import Guide, Start
-from monai_diverse.sampling.loop import KARRAS, Scheduler, build_scheduler
 from monai_diverse.sampling.passes import Passes
 from monai_diverse.sampling.schedule import NoiseSchedule
+from monai_diverse.sampling.schedulers import KARRAS, Scheduler, build_scheduler
 from monai_diverse.sources.annealing import class_embeddings
 from monai_diverse.sources.base import IntLike, SampleSource
 from monai_diverse.sources.conditioning import Conditioning
@@ -90,6 +90,7 @@ class DiffusionSource(SampleSource):
         identity: Sequence[Any],
     ) -> None:
         conditioning, precision = conditioning or Conditioning(), precision or Precision()
+        precision = replace(precision, channels_last=precision.channels_last in (None, True))
         self.shape, self.classes = tuple(shape), conditioning.classes
         self.name, self.licence, self.mirrored, self._names = name, licence, mirrored, tuple(class_names)
         self._check(steps, output_range)
@@ -154,7 +155,7 @@ class DiffusionSource(SampleSource):
         return np.array(self._passes(steps).costs(classes, numbers, guide, self._denoiser.evaluations), dtype=np.int64)
 
     @torch.no_grad()
-    def renoise(self, states: Tensor, labels: Tensor, seeds: Sequence[int], sigma: float, pace: float = 1.0) -> Tensor:
+    def renoise(self, states: Tensor, labels: Tensor, seeds: Sequence[int], sigma: float, pace: float = 1.0, steps: int | None = None) -> Tensor:
         """Noises images to a noise-to-signal ratio and denoises them again (SDEdit, Meng et al. 2022).
 
         Args:
@@ -163,6 +164,7 @@ class DiffusionSource(SampleSource):
             seeds: (n,) decide the noise.
             sigma: the more, the less of the image is left.
             pace: steps, as a share of those that a whole pass takes over the same noise.
+            steps: inference steps of a whole pass; None for the source's own number.
 
         Returns:
             float32 (n, c, *spatial) in the model's space.
@@ -171,7 +173,7 @@ class DiffusionSource(SampleSource):
 
         def batch(part: slice) -> Tensor:
             start = Start(images=states[part].to(self._device), sigma=sigma, pace=pace)
-            return self._passes(None).run(labels[part].to(self._device), numbers[part], start=start).float().cpu()
+            return self._passes(steps).run(labels[part].to(self._device), numbers[part], start=start).float().cpu()
 
         return self._batches.run(batch, len(numbers))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import isinf
 from typing import Any
 
@@ -95,9 +96,10 @@ class MonaiSource(DiffusionSource):
         mirrored: bool = False,
         class_names: Sequence[str] = (),
     ) -> None:
-        shape, precision = _checked_shape(sample_shape), precision or Precision(channels_last=False)
+        shape, precision = _checked_shape(sample_shape), precision or Precision()
         told, extra = _told(conditioning, null), {key: torch.as_tensor(value) for key, value in (extra_inputs or {}).items()}
         trained = _trained_with(unet, scheduler, shape, prediction_type)
+        precision = replace(precision, channels_last=bool(precision.channels_last))
         network = _network(unet, shape, told, extra, trained, precision)
         latent = _latent(autoencoder, shape, scale_factor, autoencoder_latent_shape)
         clip = _clip(trained, output_range) if latent is None else None

@@ -24,8 +24,8 @@ class Precision:
     Attributes:
         dtype: of the weights and of what the network is given: float32, float16 or bfloat16.
         autocast: float16 or bfloat16: float32 weights, with torch's choice of operations in the smaller type; None for none.
-        channels_last: keep channels innermost in memory, which convolutions mostly like. On the CPU torch's GroupNorm is less exact so: errors of
-            1e-3 where a group's mean is ten times its deviation.
+        channels_last: keep channels innermost in memory, which convolutions mostly like; None: `DiffusersSource` does, `MonaiSource` does not.
+            On the CPU torch's GroupNorm is less exact so: errors of 1e-3 where a group's mean is ten times its deviation.
         compile: hand the network to torch.compile; needs a C++ compiler on the CPU, Triton on CUDA. The first batch of each shape is slow.
 
     Raises:
@@ -34,7 +34,7 @@ class Precision:
 
     dtype: str = "float32"
     autocast: str | None = None
-    channels_last: bool = True
+    channels_last: bool | None = None
     compile: bool = False
 
     def __post_init__(self) -> None:

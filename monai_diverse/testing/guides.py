@@ -85,7 +85,8 @@ class GuideContract(ABC):
             assert mask.shape == (8,)
             assert mask.dtype == torch.bool
             assert start.sigma > 0
-            assert mask.tolist() == [one is not None for one in alone]
+            assert mask.tolist() == [one is not None and bool(one[0]) for one in alone]
+            assert all(one is not None for one in alone), "None for part of a batch lets another guide's start in, depending on the batch"
             assert len(start.images.expand(int(mask.sum()), 1, *shape)) == int(mask.sum())
 
 
