@@ -51,7 +51,7 @@ class Arm:
     guide: str | None = None
     settings: dict[str, Any] | None = None
     source: dict[str, Any] | None = None
-    budget: int = 5_000
+    budget: int = 4_000
     seeds: int = 2
     tuned: bool = False
 
@@ -61,9 +61,9 @@ def sampler(name: str, **settings: Any) -> dict[str, Any]:
 
 
 ARMS = {
-    "diverse": Arm(guide="Diverse", budget=15_000, seeds=3),
-    "iid": Arm(budget=15_000, seeds=10),  # ten times the evaluations of a guided seed: the denominator of every ratio
-    "branch": Arm(guide="Branch", budget=15_000, seeds=3),
+    "diverse": Arm(guide="Diverse", budget=10_000, seeds=3),
+    "iid": Arm(budget=10_000, seeds=10),  # ten times the evaluations of a guided seed: the denominator of every ratio
+    "branch": Arm(guide="Branch", budget=10_000, seeds=3),
     "shield": Arm(guide="Shield"),
     "boost_and_skip": Arm(guide="BoostAndSkip"),
     "cads": Arm(source={"cads": sampler("CADS"), "precision": {**FAST, "arguments": {"dtype": "bfloat16"}}}),  # it hooks into the network
@@ -73,7 +73,7 @@ ARMS = {
     "shield_polish": Arm(guide="Together", settings={"guides": [sampler("Shield"), sampler("Polish")]}),
     "semantic": Arm(guide="Semantic"),
     "early_choice": Arm(guide="EarlyChoice"),
-    "diverse_tuned": Arm(guide="Diverse", budget=15_000, seeds=3, tuned=True),
+    "diverse_tuned": Arm(guide="Diverse", budget=10_000, seeds=3, tuned=True),
 }
 
 

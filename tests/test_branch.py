@@ -74,7 +74,7 @@ def test_a_model_that_changes_nothing_cannot_be_calibrated() -> None:
 def test_parents_are_class_mates_and_follow_from_the_seed_alone() -> None:
     accepted, labels = _images(10, 5), torch.arange(10) % 2
     guide = _fitted(sigma=1.0, share=0.7).given(accepted, labels)
-    asked, seeds = torch.arange(200) % 2, list(range(200))
+    asked, seeds = torch.arange(200) % 2, list(range(0, 3200, 16))  # one a block
     mask, start = guide.start(asked, seeds)
     assert start.sigma == 1.0
     assert 0.6 < float(mask.float().mean()) < 0.8
@@ -85,6 +85,14 @@ def test_parents_are_class_mates_and_follow_from_the_seed_alone() -> None:
     assert [bool(found[0]) for found in alone] == mask[:20].tolist()
     for image, found in zip(start.images, [f for f in alone if f[0]], strict=False):
         assert torch.equal(found[1].images[0], image)
+
+
+def test_seeds_branch_by_blocks() -> None:
+    guide = _fitted(sigma=1.0, share=0.5).given(_images(4, 5), torch.zeros(4).long())
+    mask, _ = guide.start(torch.zeros(320).long(), list(range(320)))
+    blocks = mask.reshape(20, 16)
+    assert bool((blocks.all(1) | ~blocks.any(1)).all())
+    assert 4 < int(blocks.any(1).sum()) < 16
 
 
 def test_crowded_samples_are_branched_from_less() -> None:

@@ -73,9 +73,7 @@ class Balls:
         try:
             import faiss
         except ImportError as error:
-            raise RecipeError(
-                f"index_from {least}: expected FAISS: pip install 'monai-diverse[faiss]', or set it to null"
-            ) from error
+            raise RecipeError(f"index_from {least}: expected FAISS: pip install 'monai-diverse[faiss]', or set it to null") from error
         return {c: _indexed(faiss, np.ascontiguousarray(centres.cpu().float().numpy())) for c, centres in large.items()}
 
 

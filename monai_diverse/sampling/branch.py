@@ -19,6 +19,8 @@ PILOT = 48
 """Held-out images that calibrate the noise, drawn at random from all of them."""
 PARENTS = 500
 """Of more accepted samples of a class than this, the latest are branched from."""
+BLOCK = 16
+"""Images of so many consecutive seeds branch together or not at all: networks are slow on the small rest of a batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +38,8 @@ class Branch:
     far from them as new patients' images lie from the nearest training image of their class.
 
     Attributes:
-        share: of the images that branch, where there is an accepted sample of their class; the others start from pure noise, so that the bank
-            does not live on its first finds alone.
+        share: of the images that branch, where there is an accepted sample of their class, by blocks of 16 seeds; the others start from pure
+            noise, so that the bank does not live on its first finds alone.
         distance: how far branches of real images must come to lie from them, in units of the median distance of a held-out image to its
             nearest training image of the class, images standardised; decides the noise.
         sigma: noise-to-signal ratio to start at; None: from `distance`.
@@ -145,10 +147,10 @@ class FittedBranch(Guide):
         return chosen, Start(images=self.accepted[torch.from_numpy(parents)[chosen]], sigma=self.sigma, pace=self.settings.pace)
 
     def _parent(self, label: int, seed: int) -> int:
-        stream = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(3,)))
         mates: IntArray = (self.labels == label).nonzero().flatten().numpy()
-        if stream.random() >= self.settings.share or not len(mates):
+        if np.random.default_rng(np.random.SeedSequence(seed // BLOCK, spawn_key=(6,))).random() >= self.settings.share or not len(mates):
             return -1
+        stream = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(3,)))
         weights = self.weights[mates].double().numpy()
         return int(stream.choice(mates, p=weights / weights.sum()))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -107,6 +108,7 @@ class DiffusionSource(SampleSource):
             cads=cads,
             embeddings=_embeddings(network, precision) if cads is not None and conditioning.embeds_labels else (),
         )
+        self._templates: dict[float | None, Scheduler] = {}
         self._fresh_scheduler()
         settings = [scheduler, self._karras, steps, repr(self._denoiser.guidance), precision.dtype, precision.autocast]
         settings += [] if cads is None else [repr(cads)]
@@ -200,7 +202,9 @@ class DiffusionSource(SampleSource):
         return self._decoding.run(lambda part: self._to_unit(latent.decode(states[part].to(self._device))), len(states))
 
     def _fresh_scheduler(self, sigma_max: float | None = None) -> Scheduler:
-        return build_scheduler(self._scheduler, self._denoiser.schedule, karras=self._karras, sigma_max=sigma_max)
+        if sigma_max not in self._templates:  # making one takes as long as several evaluations of a small network
+            self._templates[sigma_max] = build_scheduler(self._scheduler, self._denoiser.schedule, karras=self._karras, sigma_max=sigma_max)
+        return copy.deepcopy(self._templates[sigma_max])
 
     def _to_unit(self, images: Tensor) -> Tensor:
         low, high = self._range
