@@ -148,10 +148,19 @@ def _fit_guide(settings: Any, recipe: Recipe, source: SampleSource, real: dict[s
         return None
     if not hasattr(settings, "fit"):
         raise RecipeError(f"guide: expected settings with a fit method, such as monai_diverse.sampling.Shield, got {type(settings).__name__}")
-    train = real.get("generator_train", real["reference"])
-    calibration = real["calibration"]
+    train, calibration = _known(real), real["calibration"]
     guide: Guide = settings.fit(*to_model(source, train.images, train.labels), *to_model(source, calibration.images, calibration.labels))
     return guide.calibrated(partial(source.renoise, steps=recipe.steps))
+
+
+def _known(real: dict[str, LabelledImages]) -> LabelledImages:
+    """What samples must not repeat: what the generator saw, where that is known, and what the user has, each image once."""
+    reference, seen = real["reference"], real.get("generator_train")
+    if seen is None:
+        return reference
+    held = {image.tobytes() for image in seen.images}
+    more = np.flatnonzero([image.tobytes() not in held for image in reference.images])
+    return LabelledImages(images=np.concatenate([seen.images, reference.images[more]]), labels=np.concatenate([seen.labels, reference.labels[more]]))
 
 
 def _in_words(settings: Any) -> str:

@@ -211,6 +211,17 @@ def test_growth_with_the_default_guide_resumes_and_counts_what_it_spends(diverse
     assert grow(diverse, tmp_path / "part", resume=True).fingerprint == whole.fingerprint
 
 
+def test_the_shield_covers_what_the_model_saw_and_what_the_user_has(diverse: Recipe) -> None:
+    other = replace(diverse.reference, part=None)  # the whole train split, of which the model saw a part
+    covered = []
+    for recipe in (diverse, replace(diverse, reference=other, calibration=replace(diverse.reference, part=None, split="val"))):
+        job = Job.prepare(recipe)
+        covered.append(next(g.balls for g in job.guide.guides if hasattr(g, "balls")))
+    seen, whole = len(diverse.generator_train.load(Path())), len(other.load(Path()))
+    assert len(covered[0].centres) == seen
+    assert len(covered[1].centres) == seen + whole - len(diverse.reference.load(Path()))
+
+
 def test_recipes_name_the_default_guide_in_one_word(recipe_file: Path) -> None:
     content = yaml.safe_load(recipe_file.read_text()) | {"guide": "diverse"}
     recipe_file.write_text(yaml.safe_dump(content))
