@@ -160,8 +160,8 @@ def judged(drawn: dict[str, Any], screen: FittedScreen, reference: LabelledImage
     }  # fmt: skip
 
 
-def run(name: str, setting: Setting, work: Path, quick: bool) -> dict[str, Any]:
-    """Draws and judges every arm of a data set that `work` does not hold yet."""
+def run(name: str, setting: Setting, work: Path, quick: bool, finished: bool) -> dict[str, Any]:
+    """Draws and judges every arm of a data set that `work` does not hold yet, or leaves out what it does not hold."""
     plain = Job.prepare(setting.recipe)
     reference, aside = setting.recipe.reference.load(Path()), setting.recipe.calibration.load(Path())
     seen = setting.recipe.generator_train
@@ -170,6 +170,8 @@ def run(name: str, setting: Setting, work: Path, quick: bool) -> dict[str, Any]:
     found: dict[str, list[dict[str, Any]]] = {}
     frontier: list[dict[str, Any]] = []
     for arm_name, arm in arms.items():
+        if arm.tuned and finished and not list(work.glob(f"{name}-tuning-*.json")):
+            continue
         if arm.tuned:
             frontier = tuning(name, setting, arm, work)
             chosen = next(point["strength"] for point in frontier if point["chosen"])
@@ -181,9 +183,12 @@ def run(name: str, setting: Setting, work: Path, quick: bool) -> dict[str, Any]:
             parts = [recipe.as_json(), settings, plain.source.fingerprint, plain.screen.fingerprint, screen.fingerprint, __version__]
             key = fingerprint_of(parts)[:12]
             file = work / f"{name}-{seed}-{key}.json"
+            if finished and not file.is_file():
+                continue
             if not file.is_file():
-                job = Job.prepare(recipe)
-                calibration = job.source.nfe
+                before = 0 if arm.source else plain.source.nfe
+                job = Job.prepare(recipe) if arm.source else replace(plain.with_guide(recipe.guide), recipe=recipe)
+                calibration = job.source.nfe - before
                 with tqdm(total=arm.budget, desc=f"{name} {arm_name} {seed}", unit="nfe") as bar:
                     drawn = draw(job, bar.update)
                 outcome = judged(drawn | {"nfe": drawn["nfe"] + calibration}, screen, reference)
@@ -214,6 +219,7 @@ def main() -> int:
     parser.add_argument("--markdown", action="store_true", help="print the table of the last full run and stop")
     parser.add_argument("--pneumonia", nargs=2, type=Path, metavar=("MODEL", "DATA"), help="the second data set")
     parser.add_argument("--work", type=Path, default=RESULTS / "yield-arms", help="where finished arms are kept")
+    parser.add_argument("--finished", action="store_true", help="sum up what --work holds, draw nothing")
     parser.add_argument("--only", choices=("breast", "pneumonia"), help="draw one data set and stop")
     chosen = parser.parse_args()
     if chosen.markdown:
@@ -223,7 +229,7 @@ def main() -> int:
     if chosen.pneumonia:
         settings["pneumonia"] = lambda: pneumonia(*chosen.pneumonia)
     chosen.work.mkdir(parents=True, exist_ok=True)
-    results = {name: run(name, make(), chosen.work, chosen.quick) for name, make in settings.items() if chosen.only in (None, name)}
+    results = {name: run(name, make(), chosen.work, chosen.quick, chosen.finished) for name, make in settings.items() if chosen.only in (None, name)}
     if chosen.only:
         return 0
     outcome = {"bars": bars(results), "results": results, "environment": describe_environment()}

@@ -12,7 +12,7 @@ import torch
 from monai_diverse.bank import BankHeader
 from monai_diverse.data import FloatArray, IntArray, LabelledImages, require_every_class
 from monai_diverse.errors import DataError, RecipeError
-from monai_diverse.recipe import Recipe
+from monai_diverse.recipe import Component, Recipe
 from monai_diverse.sampling import Guide
 from monai_diverse.screening import FittedScreen, NoveltyScreen
 from monai_diverse.sources import SampleSource
@@ -32,6 +32,7 @@ class Job:
         label_shares: (classes,) probabilities with which classes are drawn.
         data_hashes: by part, for the fingerprint.
         control: yield of held-out real images under the same screen; None if the recipe has none.
+        real: the real images by part.
     """
 
     recipe: Recipe
@@ -42,6 +43,7 @@ class Job:
     label_shares: FloatArray
     data_hashes: dict[str, str]
     control: dict[str, Any] | None
+    real: dict[str, LabelledImages]
 
     @classmethod
     def prepare(cls, recipe: Recipe) -> Job:
@@ -68,11 +70,18 @@ class Job:
             label_shares=_label_shares(recipe, source, real["reference"]),
             data_hashes={name: sha256_of(images.images.tobytes() + images.labels.tobytes()) for name, images in real.items()},
             control=fitted.yield_of(real["control"]).as_json() if "control" in real else None,
+            real=real,
         )
 
     def without_guide(self) -> Job:
         """The same model and screen by brute force."""
-        return replace(self, recipe=replace(self.recipe, guide=None), guide=None, guide_settings=repr(None))
+        return self.with_guide(None)
+
+    def with_guide(self, guide: Component | None) -> Job:
+        """The same model and screen with another guide, calibrated anew."""
+        recipe = replace(self.recipe, guide=guide)
+        settings = None if guide is None else guide.build(recipe.folder, recipe.allow)
+        return replace(self, recipe=recipe, guide=_fit_guide(settings, recipe, self.source, self.real), guide_settings=_in_words(settings))
 
     @property
     def fingerprint(self) -> str:

@@ -58,8 +58,9 @@ def pilots(recipe: Recipe, *, strengths: Sequence[float] = STRENGTHS, evaluation
     if recipe.guide is None:
         raise RecipeError("tune: expected a recipe with a guide, got one without; add `guide: diverse`")
     aside = replace(recipe, seed=2**31 - 1 - recipe.seed, size=None, max_evaluations=evaluations)
+    prepared = Job.prepare(replace(aside, guide=None))
     for strength in strengths:
-        job = Job.prepare(with_strength(aside, strength))
+        job = prepared.with_guide(with_strength(aside, strength).guide)
         verdicts: list[Verdict] = []
         nfe = 0
         for round_ in rehearse(job):
