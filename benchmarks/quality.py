@@ -34,7 +34,7 @@ NOTE = (
     "Features of an ImageNet EfficientNet-Lite0. Real images to compare with: BreastMNIST's val and test splits (234), which the model never saw; "
     "{twins} of them have a near-duplicate (correlation > 0.95) in its official train split. "
     "Column 'real images': the model's training images in the model's place; for the nearest training image (mirrored ones count) "
-    "calibration reals, and for recognition val and test. {count} samples, {steps} steps of DPM-Solver++, no guidance."
+    "calibration reals, and for recognition val and test. {count} samples, {steps} steps of DPM-Solver++ on Karras spacing, no guidance."
 )
 
 

@@ -56,14 +56,15 @@ def ratio(rates: np.ndarray, total: dict[str, int], plain: dict[str, int], what:
     """Accepted per evaluation over brute force's, which has ten times the evaluations of a guided seed.
 
     95 % interval on the logarithm: variance between seeds (draws of a seed depend on one another; never below Poisson's) plus Poisson's of
-    brute force; Student's t with as many degrees of freedom as there are seeds but one.
+    brute force; Student's t with the degrees of freedom of Welch and Satterthwaite, the first variance having one less than seeds.
     """
     if not plain[what] or not total[what]:
         return {"mean": 0.0 if plain[what] else None, "ci95": None}
     value = (total[what] / total["nfe"]) / (plain[what] / plain["nfe"])
     between = float(np.var(rates, ddof=1) / rates.mean() ** 2 / len(rates)) if len(rates) > 1 else 0.0
-    spread = (max(between, 1 / total[what]) + 1 / plain[what]) ** 0.5
-    reach = float(stats.t.ppf(0.975, len(rates) - 1) if len(rates) > 1 else stats.norm.ppf(0.975)) * spread
+    ours, theirs = max(between, 1 / total[what]), 1 / plain[what]
+    freedom = (ours + theirs) ** 2 / (ours**2 / (len(rates) - 1)) if len(rates) > 1 else np.inf
+    reach = float(stats.t.ppf(0.975, freedom)) * (ours + theirs) ** 0.5
     return {"mean": value, "ci95": [value * float(np.exp(-reach)), value * float(np.exp(reach))]}
 
 
