@@ -44,9 +44,10 @@ def parity(accepted: int, drawn: int, real: dict[str, Any]) -> dict[str, Any]:
 
 
 def rate_interval(rates: np.ndarray, total: dict[str, int]) -> list[float]:
-    """95 % interval of accepted in 1000 evaluations: Student's t over seeds; for one seed, exact for Poisson counts (Garwood 1936)."""
+    """95 % interval of accepted in 1000 evaluations: Student's t over seeds, never below Poisson's error; for one, exact (Garwood 1936)."""
     if len(rates) > 1:
-        low, high = stats.t.interval(0.95, len(rates) - 1, rates.mean(), max(float(stats.sem(rates)), 1e-9))
+        poisson = 1e3 * max(total["accepted"], 1) ** 0.5 / total["nfe"]  # seeds that agree by chance are no more certain than counts are
+        low, high = stats.t.interval(0.95, len(rates) - 1, rates.mean(), max(float(stats.sem(rates)), poisson))
         return [max(0.0, float(low)), float(high)]
     count, scale = total["accepted"], 1e3 / total["nfe"]
     return [float(stats.chi2.ppf(0.025, 2 * count) / 2 * scale) if count else 0.0, float(stats.chi2.ppf(0.975, 2 * count + 2) / 2 * scale)]
