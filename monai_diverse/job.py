@@ -60,14 +60,14 @@ class Job:
             if not isinstance(value, kind):
                 raise RecipeError(f"{name}: expected a {kind.__name__}, got {type(value).__name__}")
         real = _real_images(recipe, source)
-        fitted = screen.fit(real["reference"], real["calibration"], real.get("generator_train"))
+        fitted = screen.fit(real.get("reference"), real["calibration"], real.get("generator_train"))
         return cls(
             recipe=recipe,
             source=source,
             screen=fitted,
             guide=_fit_guide(settings, recipe, source, real),
             guide_settings=_in_words(settings),
-            label_shares=_label_shares(recipe, source, real["reference"]),
+            label_shares=_label_shares(recipe, source, fitted.real.reference.labels),
             data_hashes={name: sha256_of(images.images.tobytes() + images.labels.tobytes()) for name, images in real.items()},
             control=fitted.yield_of(real["control"]).as_json() if "control" in real else None,
             real=real,
@@ -164,9 +164,10 @@ def _fit_guide(settings: Any, recipe: Recipe, source: SampleSource, real: dict[s
 
 def _known(real: dict[str, LabelledImages]) -> LabelledImages:
     """What samples must not repeat: what the generator saw, where that is known, and what the user has, each image once."""
-    reference, seen = real["reference"], real.get("generator_train")
-    if seen is None:
-        return reference
+    sets = [real[name] for name in ("generator_train", "reference") if name in real]
+    if len(sets) == 1:
+        return sets[0]
+    seen, reference = sets
     held = {image.tobytes() for image in seen.images}
     more = np.flatnonzero([image.tobytes() not in held for image in reference.images])
     return LabelledImages(images=np.concatenate([seen.images, reference.images[more]]), labels=np.concatenate([seen.labels, reference.labels[more]]))
@@ -191,11 +192,11 @@ def _require_fit(source: SampleSource, images: LabelledImages, name: str) -> Non
     require_every_class(images.labels, source.classes, name)
 
 
-def _label_shares(recipe: Recipe, source: SampleSource, reference: LabelledImages) -> FloatArray:
+def _label_shares(recipe: Recipe, source: SampleSource, reference: IntArray) -> FloatArray:
     if recipe.labels == "balanced":
         shares = np.ones(source.classes)
     elif recipe.labels == "reference":
-        shares = np.bincount(reference.labels, minlength=source.classes).astype(float)
+        shares = np.bincount(reference, minlength=source.classes).astype(float)
     else:
         shares = np.asarray(recipe.labels, dtype=float)
     if shares.shape != (source.classes,) or (shares < 0).any() or shares.sum() == 0:

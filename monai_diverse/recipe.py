@@ -139,8 +139,8 @@ class Recipe:
 
     Attributes:
         source: the generative model.
-        reference: what the user has; novelty and information gain are relative to it.
         calibration: reals that neither the model nor the reference holds; they set the screen's thresholds.
+        reference: what the user has; novelty and information gain are relative to it. None: they have what the generator saw.
         generator_train: what the model saw, for copies and the shield; None where it is not known.
         control: reals that neither model, reference nor calibration hold, to see how many of them the screen accepts: the figure that a
             yield stands beside. None: there is none, and reports say so.
@@ -156,8 +156,8 @@ class Recipe:
     """
 
     source: Component
-    reference: DataChoice
     calibration: DataChoice
+    reference: DataChoice | None = None
     generator_train: DataChoice | None = None
     control: DataChoice | None = None
     guide: Component | None = None
@@ -173,10 +173,12 @@ class Recipe:
     allow: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        kinds = {"source": Component, "screen": Component, "reference": DataChoice, "calibration": DataChoice}
+        kinds = {"source": Component, "screen": Component, "calibration": DataChoice}
         for name, kind in kinds.items():
             if not isinstance(getattr(self, name), kind):
                 raise RecipeError(f"{name}: expected a {kind.__name__}, got {getattr(self, name)!r}")
+        if self.reference is None and self.generator_train is None:
+            raise RecipeError("reference: expected images that the user has, or generator_train to stand in for them, got neither")
         for name in ("max_evaluations", "batch_size", "size", "steps"):
             value = getattr(self, name)
             optional = value is None and name in ("size", "steps")

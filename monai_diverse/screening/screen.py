@@ -75,25 +75,29 @@ class NoveltyScreen:
         numbers = {name: getattr(self, name) for name in ("components", "pixel_side", "gain_noise")}
         return {"extractor": extractor, **numbers, "gates": gates}
 
-    def fit(self, reference: LabelledImages, calibration: LabelledImages, generator_train: LabelledImages | None = None) -> FittedScreen:
+    def fit(self, reference: LabelledImages | None, calibration: LabelledImages, generator_train: LabelledImages | None = None) -> FittedScreen:
         """Learns what is known and what unseen real images look like.
 
         Args:
-            reference: what the user has.
+            reference: what the user has; None: they have what the generator was trained on, and novelty is relative to that.
             calibration: real images of the same kind that neither the reference nor the generator's training holds, split off by
                 patient or near-duplicate group.
             generator_train: what the generator was trained on, mirrored copies included if it was trained on those; None: unknown.
 
         Raises:
-            DataError: shapes that differ, labels that the reference lacks, calibration images that the reference or `generator_train`
+            DataError: neither reference nor `generator_train`, shapes that differ, labels that the reference lacks, calibration images that the reference or `generator_train`
                 holds too, or too few images for the settings.
         """
+        sets = {"reference": reference, "calibration": calibration, "generator_train": generator_train}
+        reference = generator_train if reference is None else reference
+        if reference is None:
+            raise DataError("screen: expected a reference, or what the generator was trained on to stand in for it, got neither")
         require_disjoint(reference, calibration, generator_train)
         embedding, views = Embedding.fit(self.extractor, reference, components=self.components, pixel_side=self.pixel_side)
         known = None if generator_train is None else views if generator_train is reference else embedding.views(generator_train)
         real = Real(reference=views, calibration=embedding.views(calibration), generator_train=known)
-        sets = {"reference": reference, "calibration": calibration, "generator_train": generator_train}
         return FittedScreen(
+            real=real,
             settings=self.settings(),
             sets={name: None if data is None else _summary(data) for name, data in sets.items()},
             embedding=embedding,
@@ -111,8 +115,9 @@ class FittedScreen:
     """Judges images; judging changes nothing in it. Made by `NoveltyScreen.fit`.
 
     Attributes:
+        real: the images that it was fitted on, as gates see them.
         settings: what was chosen, as JSON.
-        sets: hash and class counts of the images it was fitted on, as JSON; None for a `generator_train` that is unknown.
+        sets: hash and class counts of the images it was fitted on, as JSON; None for a `reference` or `generator_train` that is unknown.
         embedding: images to views.
         classes: the classes that can be judged.
         gates: the fitted gates by reason, duplicates aside.
@@ -122,6 +127,7 @@ class FittedScreen:
         seen: features of `generator_train`, or of the reference where that is unknown.
     """
 
+    real: Real
     settings: dict[str, Any]
     sets: dict[str, dict[str, Any] | None]
     embedding: Embedding
@@ -136,6 +142,15 @@ class FittedScreen:
     def fingerprint(self) -> str:
         """Changes with the extractor, any setting and any image, label or group that the screen was fitted on."""
         return fingerprint_of({"settings": self.settings, "sets": self.sets})
+
+    @property
+    def against(self) -> dict[str, str]:
+        """Which set novelty and copies are judged against: `reference` and `generator_train`, or what stands in for one that is unknown."""
+        known = {name: data is not None for name, data in self.sets.items()}
+        return {
+            "novelty": "reference" if known["reference"] else "generator_train",
+            "copies": "generator_train" if known["generator_train"] else "reference",
+        }
 
     def embed(self, images: npt.ArrayLike, labels: npt.ArrayLike) -> Views:
         """Views of images (n, channels, *spatial) in [0, 1] with labels (n,), n from 0.
@@ -197,6 +212,7 @@ class FittedScreen:
             "fingerprint": self.fingerprint,
             "settings": self.settings,
             "sets": self.sets,
+            "against": self.against,
             "features": {"components": len(components.scale), "explained": components.explained},
             "gates": {reason: {"threshold": gate.threshold, **gate.notes()} for reason, gate in gates.items()},
             "information_gain": {"lengthscale": self.gain.lengthscale, "noise": self.gain.noise, "points": len(self.gain)},
