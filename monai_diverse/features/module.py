@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from monai_diverse.data import FloatArray
 from monai_diverse.errors import DataError, RecipeError
+from monai_diverse.features.planes import Planes
 from monai_diverse.storage import fingerprint_of, sha256_of
 
 
@@ -26,39 +28,60 @@ class ModuleFeatures:
     Args:
         module: takes a float tensor (n, channels, *spatial).
         layer: dotted name of the submodule whose output is taken, as in `module.get_submodule`; None: the module's own.
-        preprocess: applied to the float32 batch in [0, 1] before the module: normalisation, resizing. Its code cannot be
-            hashed, so give it a new `__name__` when its meaning changes.
-        batch_size: images at a time.
+        preprocess: applied to the float32 batch in [0, 1] before the module: normalisation, resizing. An `nn.Module`, such as
+            `Normalise`, is copied and hashed as the module is; the code of any other callable cannot be hashed, so give it a new
+            `__name__` when its meaning changes.
+        planes: for a 2D module: how slices and channels of other images become what it takes; None: images go in as they are.
+        batch_size: images (with `planes`: planes) at a time.
+        name: what reports call it; None: the module's class and the layer.
 
     Raises:
         RecipeError: unknown layer, or a batch size below 1.
     """
 
     def __init__(
-        self, module: nn.Module, *, layer: str | None = None, preprocess: Callable[[Tensor], Tensor] | None = None, batch_size: int = 64
+        self,
+        module: nn.Module,
+        *,
+        layer: str | None = None,
+        preprocess: Callable[[Tensor], Tensor] | None = None,
+        planes: Planes | None = None,
+        batch_size: int = 64,
+        name: str | None = None,
     ) -> None:
         if batch_size < 1:
             raise RecipeError(f"batch_size: expected at least 1, got {batch_size}")
         names = [name for name, _ in module.named_modules() if name]
         if layer is not None and layer not in names:
             raise RecipeError(f"layer: expected a submodule of {type(module).__name__} such as {names[:5]}, got {layer!r}")
-        self._module = copy.deepcopy(module).eval().requires_grad_(False)
+        self._module = _frozen(module)
         self._layer = layer
-        self._preprocess = preprocess
+        self._preprocess = _frozen(preprocess).to(self._device) if isinstance(preprocess, nn.Module) else preprocess
+        self._planes = planes
         self._batch_size = batch_size
+        self._name = name
 
     @property
     def name(self) -> str:
-        """The module's class, and the layer if one was chosen."""
-        kind = type(self._module).__name__
+        """The name given, or the module's class, and the layer if one was chosen."""
+        kind = self._name or type(self._module).__name__
         return kind if self._layer is None else f"{kind}.{self._layer}"
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the weights, the module's printed structure, the layer and the name of `preprocess`."""
-        weights = {name: sha256_of(_bytes_of(value)) for name, value in self._module.state_dict().items() if isinstance(value, Tensor)}
-        preprocess = None if self._preprocess is None else getattr(self._preprocess, "__qualname__", type(self._preprocess).__qualname__)
-        return fingerprint_of({"extractor": self.name, "structure": repr(self._module), "preprocess": preprocess, "weights": weights})
+        """Hash of all that decides the vectors: module, layer, `preprocess`, `planes`.
+
+        Of a module count its weights and buffers, its printed structure, and the numbers among its public attributes; a setting of another
+        kind must show in its `extra_repr`.
+        """
+        preprocess: Any = self._preprocess
+        if isinstance(preprocess, nn.Module):
+            preprocess = _described(preprocess)
+        elif preprocess is not None:
+            preprocess = getattr(preprocess, "__qualname__", type(preprocess).__qualname__)
+        planes = None if self._planes is None else asdict(self._planes)
+        parts = {"extractor": self.name, "module": _described(self._module), "preprocess": preprocess, "planes": planes}
+        return fingerprint_of(parts)
 
     def __call__(self, images: FloatArray) -> FloatArray:
         """Turns (n, channels, *spatial) in [0, 1] into float32 (n, d).
@@ -70,7 +93,8 @@ class ModuleFeatures:
             # the width of the vectors is only known from a pass
             probe = self._run(torch.zeros(1, *images.shape[1:]))
             return np.zeros((0, probe.shape[1]), np.float32)
-        batches = torch.split(torch.from_numpy(np.array(images, np.float32)), self._batch_size)
+        step = self._batch_size if self._planes is None else max(1, self._batch_size // self._planes.per_image(images.shape[1:]))
+        batches = torch.split(torch.from_numpy(np.array(images, np.float32)), step)
         features = torch.cat([self._run(batch) for batch in batches]).numpy()
         if not np.isfinite(features).all():
             raise DataError(f"{self.name}: expected finite features, got NaN or infinity; check the weights and `preprocess`")
@@ -78,10 +102,21 @@ class ModuleFeatures:
 
     def differentiable(self, batch: Tensor) -> Tensor:
         """The same of a float32 tensor, all at once, with its gradient; on the module's device and in its precision."""
-        device = next((p.device for p in self._module.parameters()), torch.device("cpu"))
-        batch = batch.to(device)
+        count = len(batch)
+        batch = batch.to(self._device)
+        if self._planes is not None:
+            batch = self._planes.cut(batch)
         if self._preprocess is not None:
             batch = self._preprocess(batch)
+        if self._planes is None:
+            return self._passed(batch)
+        return self._planes.pooled(self._passed(self._planes.expanded(batch)), count)
+
+    @property
+    def _device(self) -> torch.device:
+        return next((p.device for p in self._module.parameters()), torch.device("cpu"))
+
+    def _passed(self, batch: Tensor) -> Tensor:
         caught: list[Any] = []
         chosen = self._module if self._layer is None else self._module.get_submodule(self._layer)
         handle = chosen.register_forward_hook(lambda _module, _inputs, output: caught.append(output))
@@ -96,6 +131,10 @@ class ModuleFeatures:
         return self.differentiable(batch).to("cpu", torch.float32)
 
 
+def _frozen(module: nn.Module) -> nn.Module:
+    return copy.deepcopy(module).eval().requires_grad_(False)
+
+
 def _pooled(caught: list[Any], count: int, name: str) -> Tensor:
     if len(caught) != 1 or not isinstance(caught[0], Tensor) or caught[0].ndim < 2 or len(caught[0]) != count:
         kinds = [tuple(c.shape) if isinstance(c, Tensor) else type(c).__name__ for c in caught]
@@ -104,6 +143,20 @@ def _pooled(caught: list[Any], count: int, name: str) -> Tensor:
     if output.ndim == 3:
         return output.mean(1)
     return output.flatten(2).mean(2) if output.ndim > 3 else output
+
+
+def _described(module: nn.Module) -> dict[str, Any]:
+    """What decides a module's output, as JSON; tensors as hashes."""
+    # buffers that are not stored take part in the output too
+    tensors = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
+    numbers = {
+        f"{path}.{key}": value if isinstance(value, bool | int) else repr(value)
+        for path, part in module.named_modules()
+        for key, value in vars(part).items()
+        if isinstance(value, bool | int | float) and key != "training" and not key.startswith("_")
+    }
+    hashes = {name: f"{value.dtype} {tuple(value.shape)} {sha256_of(_bytes_of(value))}" for name, value in tensors.items()}
+    return {"structure": repr(module), "numbers": numbers, "tensors": hashes}
 
 
 def _bytes_of(value: Tensor) -> bytes:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from monai_diverse.data import FloatArray
 from monai_diverse.errors import DataError, RecipeError
-from monai_diverse.features import PCA, DifferentiableExtractor, FeatureExtractor, FittedPCA
+from monai_diverse.features import PCA, BlockExtractor, DifferentiableExtractor, FeatureExtractor, FittedPCA
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,7 +44,8 @@ class SemanticSpace:
             raise DataError(f"semantic space: expected two or more training images that are not flat, got {len(train)}")
         low, high = float(train.min()), float(train.max())
         features = extractor(_unit(train, low, high).float().cpu().numpy())
-        pca = PCA(n_components=components).fit(features)
+        blocks = extractor.widths(tuple(train.shape[1:])) if isinstance(extractor, BlockExtractor) else None
+        pca = PCA(n_components=components).fit(features, blocks)
         return cls(extractor=extractor, low=low, high=high, pca=pca, train=pca.transform(features))
 
     def __call__(self, images: Tensor) -> FloatArray:

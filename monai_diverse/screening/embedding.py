@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from monai_diverse.data import FloatArray, IntArray, LabelledImages, check_images, check_labels
 from monai_diverse.errors import DataError
-from monai_diverse.features import PCA, FeatureExtractor, FittedPCA, PixelFeatures
+from monai_diverse.features import PCA, BlockExtractor, FeatureExtractor, FittedPCA, PixelFeatures
 from monai_diverse.screening.views import Views
 
 
@@ -19,7 +19,7 @@ class Embedding:
 
     Attributes:
         extractor: deep features.
-        components: principal components of the reference's deep features.
+        components: principal components of the reference's deep features, of each block on its own if the extractor has blocks.
         pixels: the pixel view.
         shape: (channels, *spatial) of every image.
     """
@@ -37,11 +37,13 @@ class Embedding:
             DataError: a reference of fewer than two images, or of images that the extractor cannot tell apart.
         """
         raw = extractor(reference.images)
+        shape = reference.images.shape[1:]
+        blocks = extractor.widths(shape) if isinstance(extractor, BlockExtractor) else None
         embedding = cls(
             extractor=extractor,
-            components=PCA(n_components=components, whiten=True).fit(raw),
+            components=PCA(n_components=components, whiten=True).fit(raw, blocks),
             pixels=PixelFeatures(max_side=pixel_side, average_channels=True),
-            shape=reference.images.shape[1:],
+            shape=shape,
         )
         return embedding, embedding._views(reference, raw)
 
