@@ -11,6 +11,7 @@ from sklearn.metrics.pairwise import rbf_kernel
 
 from monai_diverse.errors import DataError, RecipeError
 from monai_diverse.information import InformationGain, Neighbours, Surprisal, intrinsic_dimension, rke, vendi_score
+from monai_diverse.information.choice import LazyChoice
 
 
 def points(n: int, d: int, seed: int = 0) -> np.ndarray:
@@ -121,6 +122,35 @@ def test_greedy_takes_the_best_at_each_step_and_no_repeats() -> None:
         assert now[order[step]] == pytest.approx(now[left].max(), rel=1e-4)
     assert len(gain.greedy(x, 3)) == 3
     assert len(gain.greedy(x[:0], 3)) == 0
+
+
+@pytest.mark.parametrize(("n", "d", "scale"), [(300, 3, 0.7), (700, 8, 2.0), (50, 2, 5.0)])
+def test_lazy_greedy_picks_what_eager_greedy_picks(n: int, d: int, scale: float) -> None:
+    """Against the plain posterior variance, all of it computed anew after each pick."""
+    reference, x = points(60, d), points(n, d, 1)
+    order = InformationGain(reference, lengthscale=scale, noise=0.1).greedy(x, 45)
+    covariance = rbf_kernel(np.concatenate([reference, x]), gamma=0.5 / scale**2)
+    seen, eager = list(range(60)), []
+    for _ in range(45):
+        solved = np.linalg.solve(covariance[np.ix_(seen, seen)] + 0.1 * np.eye(len(seen)), covariance[np.ix_(seen, range(60, 60 + n))])
+        variance = 1 - (covariance[np.ix_(seen, range(60, 60 + n))] * solved).sum(0)
+        variance[eager] = -1
+        eager.append(int(variance.argmax()))
+        seen.append(60 + eager[-1])
+    assert order.tolist() == eager
+
+
+def test_lazy_greedy_computes_few_gains(monkeypatch: pytest.MonkeyPatch) -> None:
+    computed, visit = [], LazyChoice._visit
+
+    def counted(self: LazyChoice, chosen: np.ndarray, count: int) -> None:
+        computed.append(len(chosen))
+        visit(self, chosen, count)
+
+    monkeypatch.setattr(LazyChoice, "_visit", counted)
+    InformationGain(points(50, 4)).greedy(points(2000, 4, 1), 100)
+    # eager choice computes 2000 * 99
+    assert sum(computed) < 0.1 * 2000 * 99
 
 
 def test_default_lengthscale_leaves_groups_out_and_large_references_are_thinned_from_above() -> None:

@@ -11,7 +11,11 @@ from sklearn.metrics.pairwise import rbf_kernel
 
 from monai_diverse.data import FloatArray, IntArray
 from monai_diverse.errors import DataError, RecipeError
+from monai_diverse.information.cells import evenly_spaced
+from monai_diverse.information.choice import GainTracker, LazyChoice
 from monai_diverse.information.neighbours import DoubleArray, Neighbours
+
+POOL = 20_000
 
 
 class InformationGain:
@@ -28,7 +32,7 @@ class InformationGain:
         lengthscale: in units of the features; None: the median distance to the nearest neighbour outside the own group.
         noise: variance of the observation noise relative to the prior.
         max_points: a larger reference is thinned to this many points, each the one with the most information beyond those
-            chosen before. Posterior variances are then upper bounds.
+            chosen before, out of 20,000 evenly spaced ones where there are more. Posterior variances are then upper bounds.
 
     Raises:
         RecipeError: a length scale or noise that is not above 0, or `max_points` below 1.
@@ -47,9 +51,10 @@ class InformationGain:
         for name, value in (("lengthscale", lengthscale), ("noise", noise), ("max_points", max_points)):
             if value is not None and not value > 0:
                 raise RecipeError(f"{name}: expected above 0, got {value}")
-        points = np.array(reference, np.float64)
+        rows = np.asarray(reference)
         self.noise = noise
-        self.lengthscale = _median_nearest(points, groups) if lengthscale is None else lengthscale
+        self.lengthscale = _median_nearest(rows, groups) if lengthscale is None else lengthscale
+        points = np.array(rows[evenly_spaced(len(rows), POOL)] if len(rows) > max_points else rows, np.float64)
         self._points, self._factor = points[:0], np.zeros((0, 0))
         self._latest: tuple[DoubleArray, InformationGain] | None = None
         if len(points) > max_points:
@@ -66,6 +71,16 @@ class InformationGain:
     def gain(self, x: npt.ArrayLike) -> FloatArray:
         """Information gain (m,) in nats of each of (m, d) on its own."""
         return self.track(x).gain
+
+    def of_set(self, x: npt.ArrayLike) -> float:
+        """Information gain in nats of all of (m, d) together: 1/2 log det(1 + S / noise), S their covariance given the reference; 0 of none."""
+        points = np.asarray(x, np.float64)
+        if not len(points):
+            return 0.0
+        whitened = self._whiten(points)
+        covariance = self.kernel(points, points) - whitened.T @ whitened
+        factor = cholesky(np.eye(len(points)) + covariance / self.noise, lower=True)
+        return float(np.log(np.diagonal(factor)).sum())
 
     def given(self, picked: npt.ArrayLike) -> InformationGain:
         """The same process, observed at `picked` (m, d) too; this one's gains stay as they are.
@@ -86,23 +101,21 @@ class InformationGain:
         return later
 
     def greedy(self, x: npt.ArrayLike, n: int) -> IntArray:
-        """Indices of up to `n` of (m, d) in the order of their gain given all before."""
-        tracker = self.track(x)
-        order: list[int] = []
-        open_ = np.ones(len(tracker.gain), bool)
-        for _ in range(min(n, len(open_))):
-            best = int(np.argmax(np.where(open_, tracker.gain, -1.0)))
-            order.append(best)
-            open_[best] = False
-            tracker.observe(best)
-        return np.array(order, np.int64)
+        """Indices of up to `n` of (m, d) in the order of their gain given all before.
+
+        Lazy (Minoux 1978): gains only shrink as more is observed, so that one that was computed earlier bounds what it is now, and
+        only candidates with the highest bounds are computed anew.
+        """
+        points = np.asarray(x, np.float64)
+        return LazyChoice(self, points, self._whiten(points).T).choose(n)
 
     def track(self, x: npt.ArrayLike) -> GainTracker:
         """The gains of (m, d), to be kept up to date while some of them are observed."""
         points = np.asarray(x, np.float64)
         return GainTracker(self, points, self._whiten(points))
 
-    def _kernel(self, a: DoubleArray, b: DoubleArray) -> DoubleArray:
+    def kernel(self, a: DoubleArray, b: DoubleArray) -> DoubleArray:
+        """Prior covariance (m, n) of (m, d) and (n, d)."""
         if not len(a) or not len(b):
             return np.zeros((len(a), len(b)))
         kernel: DoubleArray = rbf_kernel(a, b, gamma=0.5 / self.lengthscale**2)
@@ -112,51 +125,21 @@ class InformationGain:
         """L^-1 k(points, x), where L L^T = k(points, points) + noise; its squared columns sum to what the points explain."""
         if not len(self._points) or not len(x):
             return np.zeros((len(self._points), len(x)))
-        whitened: DoubleArray = solve_triangular(self._factor, self._kernel(self._points, x), lower=True, check_finite=False)
+        whitened: DoubleArray = solve_triangular(self._factor, self.kernel(self._points, x), lower=True, check_finite=False)
         return whitened
 
     def _observe(self, points: DoubleArray) -> None:
         if not len(points):
             return
         cross = self._whiten(points)
-        own = self._kernel(points, points) + self.noise * np.eye(len(points)) - cross.T @ cross
+        own = self.kernel(points, points) + self.noise * np.eye(len(points)) - cross.T @ cross
         old, new = len(self._points), len(points)
         factor = np.zeros((old + new, old + new))
         factor[:old, :old], factor[old:, :old], factor[old:, old:] = self._factor, cross.T, cholesky(own, lower=True)
         self._points, self._factor = np.concatenate([self._points, points]) if old else points, factor
 
 
-class GainTracker:
-    """Gains of fixed candidates, lowered as candidates are observed one by one; made by `InformationGain.track`."""
-
-    def __init__(self, process: InformationGain, x: DoubleArray, whitened: DoubleArray) -> None:
-        self._process = process
-        self._x = x
-        self._whitened = whitened
-        self._variance = 1 - np.einsum("ij,ij->j", whitened, whitened)
-        self._added = np.zeros((0, len(x)))
-        self._count = 0
-
-    @property
-    def gain(self) -> FloatArray:
-        """Information gain (m,) in nats, given all that was observed."""
-        gain: FloatArray = (0.5 * np.log1p(np.maximum(self._variance, 0) / self._process.noise)).astype(np.float32)
-        return gain
-
-    def observe(self, index: int) -> None:
-        """Takes candidate `index` as observed: one more row of the Cholesky factor."""
-        covariance = self._process._kernel(self._x[index : index + 1], self._x)[0] - self._whitened[:, index] @ self._whitened
-        added = self._added[: self._count]
-        covariance -= added[:, index] @ added
-        row = covariance / np.sqrt(max(self._variance[index], 0.0) + self._process.noise)
-        if self._count == len(self._added):
-            self._added = np.concatenate([self._added, np.empty((max(8, self._count), len(row)))])
-        self._added[self._count] = row
-        self._count += 1
-        self._variance = self._variance - row**2
-
-
-def _median_nearest(points: DoubleArray, groups: IntArray | None) -> float:
+def _median_nearest(points: npt.NDArray[Any], groups: IntArray | None) -> float:
     scale = float(np.median(Neighbours(points, groups).within(1)))
     if not scale > 0:
         raise DataError("information gain: expected reference features that differ, but most rows repeat another; group near-duplicates")

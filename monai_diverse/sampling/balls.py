@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from monai_diverse.errors import RecipeError
+from monai_diverse.information.cells import Cells, faiss_installed
 
 CHUNK = 4096
 """Centres that are compared at a time, so that memory stays bounded."""
@@ -65,16 +65,14 @@ class Balls:
         return {c: (self.centres[rows].double(), self.radii[rows].double()) for c, rows in kept.items()}
 
     @cached_property
-    def _indexes(self) -> Mapping[int, Any]:
+    def _indexes(self) -> Mapping[int, Cells]:
         least = float("inf") if self.index_from is None else self.index_from
         large = {c: centres for c, (centres, _) in self._by_class.items() if len(centres) >= least}
         if not large:
             return {}
-        try:
-            import faiss
-        except ImportError as error:
-            raise RecipeError(f"index_from {least}: expected FAISS: pip install 'monai-diverse[faiss]', or set it to null") from error
-        return {c: _indexed(faiss, np.ascontiguousarray(centres.cpu().float().numpy())) for c, centres in large.items()}
+        if not faiss_installed():
+            raise RecipeError(f"index_from {least}: expected FAISS: pip install 'monai-diverse[faiss]', or set it to null")
+        return {c: _indexed(centres) for c, centres in large.items()}
 
 
 def _exact(points: Tensor, centres: Tensor, radii: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,23 +87,17 @@ def _exact(points: Tensor, centres: Tensor, radii: Tensor) -> tuple[Tensor, Tens
     return total.to(points.dtype), depth.to(points.dtype)
 
 
-def _within_reach(points: Tensor, centres: Tensor, radii: Tensor, index: Any) -> tuple[Tensor, Tensor]:
+def _within_reach(points: Tensor, centres: Tensor, radii: Tensor, index: Cells) -> tuple[Tensor, Tensor]:
     """The same sum over the centres that the index finds within the largest radius."""
-    queries = np.ascontiguousarray(points.detach().cpu().float().numpy())
-    limits, _, found = index.range_search(queries, float(radii.max()) ** 2)
+    found = index.within_reach(points.detach().cpu().numpy(), float(radii.max()))
     out, depth = torch.zeros_like(points), points.new_zeros(len(points))
-    for i in range(len(points)):
-        near = torch.from_numpy(found[int(limits[i]) : int(limits[i + 1])])
-        if len(near):
+    for i, indices in enumerate(found):
+        if len(indices):
+            near = torch.from_numpy(indices)
             out[i : i + 1], depth[i : i + 1] = _exact(points[i : i + 1], centres[near], radii[near])
     return out, depth
 
 
-def _indexed(faiss: Any, centres: np.ndarray[Any, np.dtype[np.float32]]) -> Any:
-    cells = max(1, int(4 * len(centres) ** 0.5))
-    index = faiss.IndexIVFFlat(faiss.IndexFlatL2(centres.shape[1]), centres.shape[1], cells)
-    index.cp.max_points_per_centroid, index.cp.min_points_per_centroid = 64, 1
-    index.train(centres)
-    index.add(centres)
-    index.nprobe = max(1, cells // PROBES)
-    return index
+def _indexed(centres: Tensor) -> Cells:
+    cells = Cells.fit(centres.cpu().numpy())
+    return replace(cells, probes=max(1, cells.count // PROBES))
