@@ -13,11 +13,11 @@ import numpy as np
 from monai_diverse.bank import SampleBank
 from monai_diverse.data import FloatArray, IntArray, LabelledImages
 from monai_diverse.growth import grow_steps
-from monai_diverse.job import Job, as_stored
+from monai_diverse.job import Job, as_stored, to_model
 from monai_diverse.recipe import BUILTIN, Component, DataChoice, Recipe
-from monai_diverse.report import Pictures, write_report
+from monai_diverse.report import Borderline, FeatureMap, Pictures, write_report
 from monai_diverse.report.provenance import describe_environment
-from monai_diverse.screening import Yield
+from monai_diverse.screening import FittedScreen, Views, Yield
 from monai_diverse.sources.builtin import BuiltinData, builtin_data
 from monai_diverse.storage import fingerprint_of, make_folder, sha256_of, write_json
 from monai_diverse.study import ClassifierConfig, Run, compare, control_arms, duplicates_bank, matched_bank, restrict, run_study, summarise
@@ -163,6 +163,8 @@ def _summary(config: DemoConfig, job: Job, bank: SampleBank, brute: SampleBank, 
         "classifier": summarise(runs),
         "classifier_without_twins": {"images": int(without_twins.sum())} | summarise(restrict(runs, data.test, without_twins)),
         "comparisons": {f"diverse_vs_{arm}": compare(runs, "diverse", arm) for arm in ("standard", "duplicates", "random")},
+        "references": _references(job),
+        "thresholds": _thresholds(job.screen),
         "bank": {"path": "bank", "size": len(bank), "fingerprint": bank.fingerprint},
         "recipe": job.recipe.as_json(),
         "provenance": {
@@ -179,27 +181,59 @@ def _yield(bank: SampleBank) -> dict[str, Any]:
 
 
 def _pictures(job: Job, bank: SampleBank, unscreened: LabelledImages, data: BuiltinData) -> Pictures:
-    real = data.generator_train
-    images, labels = bank.images[:], bank.labels
+    real, screen = data.generator_train, job.screen
     order = np.argsort(-bank.scores["information_gain"], kind="stable") if len(bank) else np.empty(0, dtype=np.int64)
+    accepted = screen.embed(bank.images[:], bank.labels)[order]
+    fresh = screen.embed(unscreened.images, unscreened.labels)
+    guided = screen.embed(*_next_draws(job, bank))
     shown = unscreened[np.arange(len(bank), len(unscreened))]
+    nearest = screen.seen.nearest(accepted.features) if len(bank) else order
     return Pictures(
         real=real.images[_first_of_each(real.labels)],
         real_labels=real.labels[_first_of_each(real.labels)],
         random=shown.images,
         random_labels=shown.labels,
-        diverse=images[order],
-        diverse_labels=labels[order],
-        nearest=_nearest(job, images[order], labels[order]),
+        diverse=accepted.images,
+        diverse_labels=accepted.labels,
+        nearest=screen.real.seen.images[nearest],
         diverse_scores=[{name: float(values[i]) for name, values in bank.scores.items()} for i in order],
         class_names=job.source.class_names,
+        nearest_set=screen.against["copies"],
+        borderline=_borderline(screen, bank, accepted, order, guided.concat(fresh)),
+        map=FeatureMap.of(real=screen.real.reference.features, generated=fresh.features, accepted=accepted.features),
     )
 
 
-def _nearest(job: Job, images: FloatArray, labels: IntArray) -> FloatArray:
-    seen = job.recipe.generator_train or job.recipe.reference
-    verdicts = job.screen.screen(images, labels)
-    return seen.load(job.recipe.folder).images[[v.nearest for v in verdicts]]
+def _next_draws(job: Job, bank: SampleBank) -> tuple[FloatArray, IntArray]:
+    """The batch, images and labels, that the guide would draw next: a bank does not keep what was rejected on its way."""
+    batch = job.recipe.batch_size
+    labels, seeds = job.asked(-(-bank.progress["drawn"] // batch) * batch, batch)
+    guide = job.guide if job.guide is None or not len(bank) else job.guide.given(*to_model(job.source, bank.images[:], np.array(bank.labels)))
+    return job.draw(labels, seeds, guide), labels
+
+
+def _borderline(screen: FittedScreen, bank: SampleBank, accepted: Views, order: IntArray, fresh: Views) -> tuple[Borderline, ...]:
+    """What lies at each gate's threshold of the bank's samples, with the scores that they were accepted with, and of fresh ones."""
+    verdicts = screen.judge(fresh, accepted if len(accepted) else None)
+    images, labels = np.concatenate([accepted.images, fresh.images]), np.concatenate([accepted.labels, fresh.labels])
+    reasons = [None] * len(accepted) + [verdict.reason for verdict in verdicts]
+
+    def scores(gate: str) -> list[float]:
+        return [float(bank.scores[gate][i]) for i in order] + [verdict.scores[gate] for verdict in verdicts]
+
+    edges = _thresholds(screen).items()
+    return tuple(Borderline.among(images, labels, scores(gate), reasons, gate=gate, threshold=threshold) for gate, threshold in edges)
+
+
+def _thresholds(screen: FittedScreen) -> dict[str, float]:
+    return {reason: gate.threshold for reason, gate in screen.gates.items()} | {"duplicate": screen.duplicates.threshold}
+
+
+def _references(job: Job) -> dict[str, Any]:
+    """Which real images play which part, and against which of them novelty and copies were judged."""
+    choices = {name: getattr(job.recipe, name) for name in job.screen.sets}
+    sets = {name: None if found is None else found | {"mirrored": choices[name].mirrored} for name, found in job.screen.sets.items()}
+    return {"sets": sets, "against": job.screen.against}
 
 
 def _first_of_each(labels: IntArray) -> IntArray:

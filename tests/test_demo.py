@@ -5,21 +5,41 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from monai_diverse import SampleBank, __version__
+from monai_diverse import SampleBank, __version__, demo
 from monai_diverse.demo import DemoConfig, demo_recipe, run_demo
 from monai_diverse.errors import BankMismatchError
+from monai_diverse.report import Pictures, write_report
 from monai_diverse.screening import Verdict
+from monai_diverse.sources.builtin import builtin_data
 from monai_diverse.study import ClassifierConfig
 
 SMALL = DemoConfig(quick=True, seed=7, max_evaluations=64 * 20, classifier=ClassifierConfig(seeds=(7, 8), steps=15, channels=(4, 4, 8, 8)))
 
 
 @pytest.fixture(scope="module")
-def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("demo") / "report"
-    stages = [progress.stage for progress in run_demo(folder, SMALL)]
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Pictures]:
+    """The demo's folder, and the pictures that it made a report of."""
+    folder, shown = tmp_path_factory.mktemp("demo") / "report", []
+
+    def kept(out: Path, summary: dict, pictures: Pictures) -> Path:
+        shown.append(pictures)
+        return write_report(out, summary, pictures)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "write_report", kept)
+        stages = [progress.stage for progress in run_demo(folder, SMALL)]
     assert list(dict.fromkeys(stages)) == ["prepare", "diverse", "random", "classify", "report"]
-    return folder
+    return folder, shown[0]
+
+
+@pytest.fixture(scope="module")
+def out(ran: tuple[Path, Pictures]) -> Path:
+    return ran[0]
+
+
+@pytest.fixture(scope="module")
+def shown(ran: tuple[Path, Pictures]) -> Pictures:
+    return ran[1]
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +100,38 @@ def test_page_opens_from_disk_and_names_no_place(out: Path) -> None:
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in (out / "figures").iterdir())
 
 
+def test_nearest_images_come_from_the_set_that_is_named(shown: Pictures, summary: dict) -> None:
+    seen = builtin_data().generator_train.images
+    held = {image.tobytes() for image in np.concatenate([seen, seen[..., ::-1]])}
+    assert shown.nearest_set == summary["references"]["against"]["copies"] == "generator_train"
+    assert summary["references"]["against"]["novelty"] == "reference"
+    assert summary["references"]["sets"]["generator_train"]["shape"][0] == 2 * summary["references"]["sets"]["reference"]["shape"][0]
+    assert summary["references"]["sets"]["generator_train"]["mirrored"]
+    assert len(shown.diverse) == summary["bank"]["size"] > 0
+    assert {image.tobytes() for image in shown.nearest} <= held
+
+
+def test_every_gate_shows_both_sides_of_its_threshold(out: Path, shown: Pictures, summary: dict) -> None:
+    bank = SampleBank.open(out / "bank")
+    assert summary["thresholds"] == {name: gate["threshold"] for name, gate in bank.header.features["gates"].items()}
+    assert {edge.gate: edge.threshold for edge in shown.borderline} == summary["thresholds"]
+    by_gate = {edge.gate: edge for edge in shown.borderline}
+    assert by_gate["not_novel"].passed < len(by_gate["not_novel"].scores)
+    for edge in by_gate.values():
+        assert 0 < edge.passed <= 4
+        for score, verdict in zip(edge.scores, edge.verdicts, strict=True):
+            assert score <= edge.threshold or verdict is not None
+            assert verdict != edge.gate or score > edge.threshold
+
+
+def test_map_places_the_reference_and_what_was_accepted(shown: Pictures, summary: dict) -> None:
+    found = shown.map
+    assert found is not None
+    assert found.drawn["real"] == summary["references"]["sets"]["reference"]["shape"][0]
+    assert found.drawn["accepted"] == summary["bank"]["size"]
+    assert 0 < found.variance[1] <= found.variance[0] < 1
+
+
 def test_finished_demo_runs_again_from_its_bank(out: Path, summary: dict) -> None:
     *_, last = run_demo(out, SMALL)
     again = json.loads((out / "summary.json").read_text())
@@ -96,8 +148,6 @@ def test_folder_of_another_demo_is_refused(out: Path, summary: dict) -> None:
 
 def test_calibration_control_and_test_images_are_apart() -> None:
     """Nothing that judges was seen: the screen's sets hold neither control nor test images."""
-    from monai_diverse.sources.builtin import builtin_data
-
     data = builtin_data()
     recipe = demo_recipe(SMALL)
     sets = [recipe.reference.load(Path()), recipe.calibration.load(Path()), data.validation[data.validation_unseen]]

@@ -18,9 +18,18 @@ from PIL import Image
 from scipy.stats import binomtest
 
 from monai_diverse.errors import DataError
-from monai_diverse.report import BREASTMNIST_ATTRIBUTION, Pictures, draw_figures, write_report
+from monai_diverse.report import BREASTMNIST_ATTRIBUTION, Borderline, FeatureMap, Pictures, draw_figures, write_report
 from monai_diverse.report.figures import MAX_PAIRS
-from monai_diverse.report.page import classifier_in_words, difference_in_words, parity_in_words, yields_in_words
+from monai_diverse.report.map import MOST
+from monai_diverse.report.style import significant
+from monai_diverse.report.words import (
+    classifier_in_words,
+    difference_in_words,
+    nearest_in_words,
+    parity_in_words,
+    references_in_words,
+    yields_in_words,
+)
 
 HOSTILE = '<script>alert("x")</script> & "$\\frac{" $_{'
 METRICS = ("balanced_accuracy", "auc", "accuracy")
@@ -97,6 +106,35 @@ def pictures(diverse: int = 7, shape: tuple[int, ...] = (1, 8, 8), names: tuple[
     )
 
 
+def references(*, seen: bool = True, held: bool = True) -> dict[str, Any]:
+    def some(count: int) -> dict[str, Any]:
+        return {"shape": [count, 1, 8, 8], "class_counts": [count - 5, 5], "sha256": "ab" * 32}
+
+    return {
+        "sets": {
+            "reference": some(437) if held else None,
+            "calibration": some(109),
+            "generator_train": some(1874) | {"mirrored": True} if seen else None,
+        },
+        "against": {"novelty": "reference" if held else "generator_train", "copies": "generator_train" if seen else "reference"},
+    }
+
+
+def edge(gate: str = "copy", scores: tuple[float, ...] = (0.2, 0.9, 1.4), shape: tuple[int, ...] = (1, 8, 8), threshold: float = 1.0) -> Borderline:
+    images = np.random.default_rng(1).uniform(size=(len(scores), *shape)).astype(np.float32)
+    verdicts = [None if score <= threshold else gate for score in scores]
+    return Borderline.among(images, np.arange(len(scores)) % 2, scores, verdicts, gate=gate, threshold=threshold)
+
+
+def features(seed: int, count: int = 20, at: float = 0.0) -> np.ndarray:
+    return (at + np.random.default_rng(seed).normal(size=(count, 6))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def feature_map() -> FeatureMap:
+    return FeatureMap.of(real=features(1), generated=features(2), accepted=features(3, at=30))
+
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     out = tmp_path_factory.mktemp("report")
@@ -164,12 +202,13 @@ def test_hostile_text_is_shown_not_run(written: tuple[Path, str], tmp_path: Path
     value["classifier"][HOSTILE] = value["classifier"].pop("random")
     value["comparisons"][f"diverse_vs_{HOSTILE}"] = value["comparisons"].pop("diverse_vs_random")
     shown = pictures(names=(HOSTILE, "benign"))
-    shown = Pictures(**{**vars(shown), "diverse_scores": [{HOSTILE: 1.0}] * 7})
+    shown = Pictures(**{**vars(shown), "diverse_scores": [{HOSTILE: 1.0}] * 7, "borderline": (edge(HOSTILE),)})
+    value["references"], value["thresholds"] = references(), {HOSTILE: 1.0}
     source = write_report(tmp_path, value, shown, attribution=[HOSTILE]).read_text(encoding="utf-8")
     page = Page(source)
     assert "script" not in page.tags
     assert page.text.count('<script>alert("x")</script>') >= 10
-    assert set(page.tags) == set(Page(written[1]).tags)
+    assert set(page.tags) == set(Page(written[1]).tags) | {"h3"}
 
 
 def test_an_empty_bank_is_reported_as_such(tmp_path: Path) -> None:
@@ -269,11 +308,69 @@ def test_parity_is_the_ratio_and_its_range() -> None:
     diverse, heldout = yields(30, 1000), yields(4, 400)
     words = parity_in_words(diverse, heldout)
     assert "Parity is 3;" in words
+    assert "Parity is 170;" in parity_in_words(yields(1700, 10000), yields(1, 1000))
     assert f"{diverse['ci95'][0] / heldout['ci95'][1]:.2g} to {diverse['ci95'][1] / heldout['ci95'][0]:.2g}" in words
     words = parity_in_words(diverse, yields(0, 400))
     assert "cannot be computed: 0 of 400" in words
     assert "at least" in words
     assert "no upper limit" not in words
+
+
+@given(st.floats(1e-6, 1e8), st.integers(1, 6))
+def test_numbers_are_rounded_to_significant_digits_without_an_exponent(value: float, digits: int) -> None:
+    text = significant(value, digits)
+    assert re.fullmatch(r"\d+(\.\d*[1-9])?", text)
+    assert float(text) == pytest.approx(value, rel=0.5000001 * 10.0 ** (1 - digits))
+
+
+def test_a_screen_that_accepts_all_shows_no_exponent(tmp_path: Path) -> None:
+    """Figures of ten thousand are the largest that a yield can have."""
+    value = summary()
+    value["yield"]["heldout_real"] = yields(40, 40)
+    assert "10000" in text_of(write_report(tmp_path, value, pictures()).read_text(encoding="utf-8"))
+    labels = [text.get_text() for text in draw_figures(value, pictures())["yields"].axes[0].texts]
+    assert "10000   (40 of 40)" in labels
+
+
+def test_guided_draws_are_said_to_depend_on_one_another(written: tuple[Path, str]) -> None:
+    text = text_of(written[1])
+    assert "started most passes from an accepted sample" in text
+    assert text.count("too narrow") == 2
+    assert "claims more certainty than there is" in text
+
+
+def test_both_references_are_named_or_called_unknown() -> None:
+    seen, held, apart = references_in_words(references(), ("malignant", "benign"))
+    assert seen.startswith("What the generator was trained on: 1,874 images (1,869 malignant, 5 benign; mirrored copies included).")
+    assert held.startswith("What the user has (the reference): 437 images (432 malignant, 5 benign).")
+    assert "109 images" in apart
+    seen, held, _ = references_in_words(references(seen=False), ("malignant", "benign"))
+    assert "trained on: unknown" in seen
+    assert "437" in held
+    seen, held, _ = references_in_words(references(held=False), ("malignant", "benign"))
+    assert "1,874" in seen
+    assert "not given" in held
+
+
+def test_the_page_says_which_set_the_nearest_images_come_from(tmp_path: Path) -> None:
+    for nearest_set in ("generator_train", "reference", None):
+        shown = Pictures(**{**vars(pictures()), "nearest_set": nearest_set})
+        value = summary() | {"references": references(seen=nearest_set == "generator_train")}
+        text = text_of(write_report(tmp_path, value, shown).read_text(encoding="utf-8"))
+        assert f"Right: {nearest_in_words(nearest_set)}, by the screen's features." in text
+        assert ("trained on: unknown" in text) == (nearest_set != "generator_train")
+    assert len({nearest_in_words(name) for name in ("generator_train", "reference", None)}) == 3
+
+
+def test_thresholds_stand_above_the_scores(tmp_path: Path) -> None:
+    value = summary() | {"thresholds": {"copy": 1.0625}}
+    assert "rejected above 1.06 – #1 malignant 0.5 1.25" in text_of(write_report(tmp_path, value, pictures()).read_text(encoding="utf-8"))
+
+
+def test_scores_stand_in_the_order_of_the_gates(tmp_path: Path) -> None:
+    scored = [dict.fromkeys(("surprisal", "information_gain", "mine", "outlier", "copy", "duplicate", "not_novel", "irrelevant"), 1.0)] * 7
+    text = text_of(write_report(tmp_path, summary(), Pictures(**{**vars(pictures()), "diverse_scores": scored})).read_text(encoding="utf-8"))
+    assert "copy not novel irrelevant outlier duplicate information gain (nats) surprisal (nats) mine" in text
 
 
 def test_nothing_drawn_is_not_compared() -> None:
@@ -328,6 +425,12 @@ def test_colour_volumes_and_several_channels(shape: tuple[int, ...]) -> None:
         np.testing.assert_array_equal(np.asarray(image.get_array())[:8, :8, 2], expected[2])
 
 
+def test_volumes_are_said_to_be_shown_by_a_slice(written: tuple[Path, str], tmp_path: Path) -> None:
+    text = text_of(write_report(tmp_path, summary(), pictures(shape=(1, 6, 8, 8))).read_text(encoding="utf-8"))
+    assert "middle slice along their first axis" in text
+    assert "middle slice" not in text_of(written[1])
+
+
 def test_a_long_list_of_pairs_is_cut_and_says_so(tmp_path: Path) -> None:
     shown = pictures(MAX_PAIRS + 5)
     text = text_of(write_report(tmp_path, summary(accepted=MAX_PAIRS + 5), shown).read_text(encoding="utf-8"))
@@ -344,9 +447,126 @@ def test_pictures_are_checked() -> None:
         ({"diverse_labels": good["diverse_labels"] + 5}, "diverse_labels: expected classes"),
         ({"nearest": good["nearest"][:-1]}, "nearest: expected one for each of 7"),
         ({"diverse_scores": []}, "diverse_scores: expected one for each of 7"),
+        ({"nearest_set": "calibration"}, "nearest_set: expected generator_train, reference or None, got 'calibration'"),
+        ({"borderline": (Borderline(**{**vars(edge()), "labels": np.full(3, 2)}),)}, "borderline copy labels: expected classes 0..1"),
     ):
         with pytest.raises(DataError, match=message):
             Pictures(**{**good, **change})
+
+
+# --- at the thresholds
+
+
+@given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5]), max_size=20), st.integers(1, 4))
+def test_borderline_images_are_the_nearest_to_the_threshold_on_both_sides(values: list[float], each: int) -> None:
+    count = len(values)
+    images = (np.arange(count, dtype=np.float32) / 100).reshape(count, 1, 1, 1)
+    verdicts = [f"reason {i}" for i in range(count)]
+    found = Borderline.among(images, np.arange(count), values, verdicts, gate="copy", threshold=1.0, each=each)
+    numbered = list(enumerate(values))
+    below = sorted((n for n in numbered if n[1] <= 1), key=lambda n: (-n[1], n[0]))[:each]
+    above = sorted((n for n in numbered if n[1] > 1), key=lambda n: (n[1], n[0]))[:each]
+    wanted = below[::-1] + above
+    assert found.passed == len(below)
+    assert found.scores.tolist() == [score for _, score in wanted]
+    assert found.labels.tolist() == [index for index, _ in wanted]
+    assert found.verdicts == tuple(f"reason {index}" for index, _ in wanted)
+    np.testing.assert_array_equal(found.images, images[[index for index, _ in wanted]])
+
+
+def test_borderline_images_are_checked() -> None:
+    good = vars(edge())
+    for change, message in (
+        ({"images": good["images"] * 3}, "borderline copy images: expected values"),
+        ({"labels": good["labels"][:-1]}, "borderline copy labels: expected shape"),
+        ({"scores": good["scores"][:-1]}, "borderline copy: expected 3 scores"),
+        ({"verdicts": ()}, "borderline copy: expected 3 verdicts"),
+        ({"scores": good["scores"][::-1]}, "borderline copy: expected ascending scores"),
+    ):
+        with pytest.raises(DataError, match=message):
+            Borderline(**{**good, **change})
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 8), (1, 6, 8, 4)])
+def test_what_passed_stands_left_of_the_line_and_what_did_not_right(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    edges = (
+        edge("copy", (0.2, 0.9, 1.4), shape),
+        edge("outlier", (0.5,), shape),
+        edge("duplicate", (2.0, 3.0), shape),
+        edge("irrelevant", (), shape),
+    )
+    shown = Pictures(**{**vars(pictures()), "borderline": edges})
+    figure = draw_figures(summary(), shown)["borderline"]
+    for row, found in zip(figure.subfigs, edges, strict=True):
+        panels = row.axes
+        assert len(panels) == 9
+        (line,) = panels[4].get_lines()
+        assert line.get_xdata() == [0.5, 0.5]
+        places = [*range(4 - found.passed, 4), *range(5, 5 + len(found.scores) - found.passed)]
+        assert [i for i, panel in enumerate(panels) if panel.get_images()] == places
+        for place, image, score, verdict in zip(places, found.images, found.scores, found.verdicts, strict=True):
+            middle = image[0, len(image[0]) // 2] if image.ndim == 4 else image[0]
+            np.testing.assert_array_equal(np.asarray(panels[place].get_images()[0].get_array())[..., 0], middle)
+            assert panels[place].get_title() == significant(score, 4)
+            assert ("passes all gates" if verdict is None else "fails: ") in panels[place].get_xlabel()
+        texts = [text.get_text() for panel in panels for text in panel.texts]
+        wanted = ["none of these\nkept"] * (found.passed == 0) + ["none of these\nrejected"] * (found.passed == len(found.scores))
+        assert texts == wanted
+    page = write_report(tmp_path, summary(), shown)
+    assert "At the thresholds" in text_of(page.read_text(encoding="utf-8"))
+    assert (tmp_path / "figures" / "borderline.png").exists()
+
+
+# --- the map
+
+
+def test_principal_components_are_those_of_all_points(feature_map: FeatureMap) -> None:
+    """Against a singular value decomposition; TOLERANCE: 1e-4, float32 coordinates of up to a hundred."""
+    rows = np.concatenate([features(1), features(2), features(3, at=30)]).astype(np.float64)
+    left, singular, _ = np.linalg.svd(rows - rows.mean(axis=0), full_matrices=False)
+    placed = np.concatenate([feature_map.principal[name] for name in ("real", "generated", "accepted")])
+    np.testing.assert_allclose(np.abs(placed), np.abs(left[:, :2] * singular[:2]), atol=1e-4)
+    np.testing.assert_allclose(feature_map.variance, (singular**2 / (singular**2).sum())[:2], rtol=1e-6)
+
+
+def test_what_lies_apart_is_placed_apart(feature_map: FeatureMap) -> None:
+    for points in (feature_map.principal, feature_map.embedded):
+        others = np.concatenate([points["real"], points["generated"]])
+        between = np.linalg.norm(points["accepted"][:, None] - others, axis=2).min()
+        spread = np.linalg.norm(others[:, None] - others, axis=2)
+        np.fill_diagonal(spread, np.inf)
+        assert between > spread.min(axis=1).max()
+
+
+def test_the_map_shows_every_set_and_its_share_of_variance(feature_map: FeatureMap, tmp_path: Path) -> None:
+    shown = Pictures(**{**vars(pictures()), "map": feature_map})
+    figure = draw_figures(summary(), shown)["map"]
+    for panel, points in zip(figure.axes, (feature_map.principal, feature_map.embedded), strict=True):
+        for drawn, name in zip(panel.collections, ("real", "generated", "accepted"), strict=True):
+            np.testing.assert_allclose(np.asarray(drawn.get_offsets()), points[name])
+    first, second = (significant(100 * share, 2) for share in feature_map.variance)
+    assert figure.axes[0].get_xlabel() == f"first component ({first} % of the variance)"
+    assert second in figure.axes[0].get_ylabel()
+    text = text_of(write_report(tmp_path, summary(), shown).read_text(encoding="utf-8"))
+    assert f"they hold {significant(100 * sum(feature_map.variance), 2)} % of the variance in 6 dimensions" in text
+    assert "distances, gaps and sizes of clusters in it mean little" in text
+
+
+def test_of_a_large_set_some_are_placed_and_the_figure_says_so() -> None:
+    found = FeatureMap.of(real=features(1, MOST + 40), generated=features(2, 3), accepted=features(3, 0))
+    assert {name: len(points) for name, points in found.principal.items()} == {"real": MOST, "generated": 3, "accepted": 0}
+    (legend,) = draw_figures(summary(), Pictures(**{**vars(pictures()), "map": found}))["map"].legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names == [f"real (reference): {MOST} of {MOST + 40}", "generated, unscreened: 3", "diverse (accepted): 0"]
+
+
+def test_a_single_feature_is_a_line_and_equal_ones_are_no_map() -> None:
+    found = FeatureMap.of(real=features(1)[:, :1], generated=features(2)[:, :1], accepted=features(3)[:, :1])
+    assert found.variance == pytest.approx((1, 0))
+    with pytest.raises(DataError, match="at least 4 images whose features differ, got 8"):
+        FeatureMap.of(real=np.ones((4, 3), np.float32), generated=np.ones((4, 3), np.float32), accepted=np.ones((0, 3), np.float32))
+    with pytest.raises(DataError, match="got 3"):
+        FeatureMap.of(real=features(1, 2), generated=features(2, 1), accepted=features(3, 0))
 
 
 def test_the_summary_of_the_tests_is_json() -> None:

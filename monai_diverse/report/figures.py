@@ -15,13 +15,12 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from monai_diverse.data import FloatArray, IntArray, check_images, check_labels
 from monai_diverse.errors import DataError
+from monai_diverse.report.borderline import Borderline, borderline_figure
+from monai_diverse.report.map import FeatureMap, map_figure
+from monai_diverse.report.style import BLUE, GREEN, GREY, INK, METRIC_NAMES, ORANGE, REASON_NAMES, SOFT, picture, significant
 
-# Okabe and Ito's palette: told apart with any colour vision, and by lightness in grey print
-ORANGE, BLUE, GREEN, GREY, INK = "#D55E00", "#0072B2", "#009E73", "#8A8A8A", "#222222"
 ARM_COLOURS = {"diverse": ORANGE, "random": BLUE, "duplicates": GREEN}
-METRIC_NAMES = {"balanced_accuracy": "balanced accuracy", "auc": "AUC", "accuracy": "accuracy"}
 PASSED_NAMES = {"copy": "no copy", "not_novel": "novel", "irrelevant": "of its class", "outlier": "in range", "duplicate": "no repeat: accepted"}
-REASON_NAMES = {"copy": "copy", "not_novel": "not novel", "irrelevant": "irrelevant", "outlier": "outlier", "duplicate": "duplicate"}
 MAX_PAIRS = 24
 _TILES_WIDE, _TILES_HIGH, _PAIRS_WIDE = 6, 2, 6
 
@@ -40,6 +39,9 @@ class Pictures:
         nearest: for each diverse image the training image most like it.
         diverse_scores: for each diverse image its scores by name.
         class_names: one a class.
+        nearest_set: the set that `nearest` comes from: `generator_train`, or `reference` where that is unknown; None: not said.
+        borderline: images at the thresholds, one entry a gate.
+        map: real, generated and accepted images in two dimensions; None: not drawn.
     """
 
     real: FloatArray
@@ -51,6 +53,9 @@ class Pictures:
     nearest: FloatArray
     diverse_scores: Sequence[Mapping[str, float]]
     class_names: tuple[str, ...]
+    nearest_set: str | None = None
+    borderline: tuple[Borderline, ...] = ()
+    map: FeatureMap | None = None
 
     def __post_init__(self) -> None:
         for name in ("real", "random", "diverse"):
@@ -63,6 +68,10 @@ class Pictures:
         for name in ("nearest", "diverse_scores"):
             if len(getattr(self, name)) != len(self.diverse):
                 raise DataError(f"{name}: expected one for each of {len(self.diverse)} diverse images, got {len(getattr(self, name))}")
+        if self.nearest_set not in (None, "generator_train", "reference"):
+            raise DataError(f"nearest_set: expected generator_train, reference or None, got {self.nearest_set!r}")
+        for edge in self.borderline:
+            check_labels(edge.labels, len(edge.labels), len(self.class_names), f"borderline {edge.gate} labels")
 
 
 def draw_figures(summary: Mapping[str, Any], pictures: Pictures) -> dict[str, Figure]:
@@ -75,6 +84,10 @@ def draw_figures(summary: Mapping[str, Any], pictures: Pictures) -> dict[str, Fi
     figures = {"samples": samples_figure(pictures)}
     if len(pictures.diverse):
         figures["pairs"] = pairs_figure(pictures)
+    if pictures.borderline:
+        figures["borderline"] = borderline_figure(pictures.borderline, pictures.class_names)
+    if pictures.map is not None:
+        figures["map"] = map_figure(pictures.map)
     figures["rejections"] = rejections_figure(summary)
     figures["yields"] = yields_figure(summary["yield"])
     if summary["classifier"]:
@@ -101,7 +114,7 @@ def samples_figure(pictures: Pictures) -> Figure:
             if column == 0:
                 panel.set_ylabel(class_name, fontsize=11, color=INK, parse_math=False)
             shown = min(len(own), _TILES_WIDE * _TILES_HIGH)
-            panel.set_xlabel(f"{shown} of {len(own)}" if shown < len(own) else f"{shown} image{'s' * (shown != 1)}", fontsize=8, color="#555555")
+            panel.set_xlabel(f"{shown} of {len(own)}" if shown < len(own) else f"{shown} image{'s' * (shown != 1)}", fontsize=8, color=SOFT)
     return figure
 
 
@@ -115,7 +128,7 @@ def pairs_figure(pictures: Pictures) -> Figure:
         panel.set_axis_off()
         if index >= shown:
             continue
-        left, right = _picture(pictures.diverse[index]), _picture(pictures.nearest[index])
+        left, right = picture(pictures.diverse[index]), picture(pictures.nearest[index])
         gap = np.ones((left.shape[0], max(1, left.shape[1] // 28), 3), dtype=np.float32)
         panel.imshow(np.concatenate([left, gap, right], axis=1), vmin=0, vmax=1, interpolation="nearest")
         name = pictures.class_names[int(pictures.diverse_labels[index])]
@@ -143,7 +156,7 @@ def yields_figure(yields: Mapping[str, Any]) -> Figure:
     panel = figure.subplots()
     for position, (key, _, colour) in enumerate(rows):
         _dot(panel, position, yields[key]["per_10k"], yields[key]["ci95"], colour)
-        text = f"{yields[key]['per_10k']:.4g}   ({yields[key]['accepted']:,} of {yields[key]['drawn']:,})"
+        text = f"{significant(yields[key]['per_10k'], 4)}   ({yields[key]['accepted']:,} of {yields[key]['drawn']:,})"
         panel.annotate(text, (yields[key]["per_10k"], position), xytext=(0, 7), textcoords="offset points", ha="left", fontsize=9, color=INK)
     _finish_rows(panel, [name for _, name, _ in rows])
     panel.set_xlim(left=0)
@@ -233,9 +246,9 @@ def _show_tiles(panel: Axes, images: FloatArray) -> None:
     panel.set_yticks([])
     panel.spines[:].set_visible(False)
     if len(images) == 0:
-        panel.text(0.5, 0.5, "none", ha="center", va="center", fontsize=11, color="#555555", transform=panel.transAxes)
+        panel.text(0.5, 0.5, "none", ha="center", va="center", fontsize=11, color=SOFT, transform=panel.transAxes)
         return
-    tiles = [_picture(image) for image in images[: _TILES_WIDE * _TILES_HIGH]]
+    tiles = [picture(image) for image in images[: _TILES_WIDE * _TILES_HIGH]]
     height, width, _ = tiles[0].shape
     gap = max(1, width // 28)
     sheet = np.ones((_TILES_HIGH * (height + gap) - gap, _TILES_WIDE * (width + gap) - gap, 3), dtype=np.float32)
@@ -243,10 +256,3 @@ def _show_tiles(panel: Axes, images: FloatArray) -> None:
         top, start = (index // _TILES_WIDE) * (height + gap), (index % _TILES_WIDE) * (width + gap)
         sheet[top : top + height, start : start + width] = tile
     panel.imshow(sheet, vmin=0, vmax=1, interpolation="nearest")
-
-
-def _picture(image: FloatArray) -> FloatArray:
-    """(c, *spatial) to (h, w, 3): the middle slice of a volume, the first channel unless there are three."""
-    flat = image[:, image.shape[1] // 2] if image.ndim == 4 else image
-    channels = flat if len(flat) == 3 else np.repeat(flat[:1], 3, axis=0)
-    return np.clip(np.moveaxis(channels, 0, -1), 0, 1).astype(np.float32)

@@ -14,7 +14,16 @@ from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 
 from monai_diverse.errors import DataError
-from monai_diverse.report.figures import MAX_PAIRS, METRIC_NAMES, REASON_NAMES, Pictures, draw_figures
+from monai_diverse.report.figures import MAX_PAIRS, Pictures, draw_figures
+from monai_diverse.report.style import METRIC_NAMES, REASON_NAMES, significant
+from monai_diverse.report.words import (
+    classifier_in_words,
+    difference_in_words,
+    nearest_in_words,
+    parity_in_words,
+    references_in_words,
+    yields_in_words,
+)
 from monai_diverse.storage import make_folder, write_atomic
 
 BREASTMNIST_ATTRIBUTION = (
@@ -43,7 +52,8 @@ def write_report(out: Path, summary: Mapping[str, Any], pictures: Pictures, *, a
         summary: JSON value with the keys version, seed, quick, seconds, environment, yield (diverse, random, heldout_real), rejections,
             classifier (arm -> metric -> mean and ci95), comparisons (diverse_vs_CONTROL -> metric -> mean and ci95) and bank (path, size,
             fingerprint). Shown if there: rejections_random, classifier_without_twins (as classifier, and the number of test images in
-            "images"), heldout_real_with_twins (in yield), recipe and provenance. An interval may be [None, None].
+            "images"), heldout_real_with_twins (in yield), references (see `references_in_words`), thresholds (of each gate by its
+            reason), recipe and provenance. An interval may be [None, None].
         pictures: the images to show.
         attribution: one paragraph a source of data that must be named.
 
@@ -68,75 +78,26 @@ def write_report(out: Path, summary: Mapping[str, Any], pictures: Pictures, *, a
     return page
 
 
-def difference_in_words(value: Mapping[str, Any]) -> str:
-    """What a difference (arm minus control) with its interval shows, in words."""
-    low, high = value["ci95"]
-    if low is None or high is None:
-        return "one seed only, so no interval: nothing can be concluded"
-    if low > 0:
-        return "the interval lies above 0: better than the control"
-    if high < 0:
-        return "the interval lies below 0: worse than the control"
-    return "the interval includes 0: no difference shown"
-
-
-def classifier_in_words(comparisons: Mapping[str, Any]) -> str:
-    """The outcome of all comparisons in one paragraph; a null result is called one."""
-    words = [difference_in_words(c[m]) for c in comparisons.values() for m in METRIC_NAMES]
-    total, better, worse = len(words), sum("above 0" in w for w in words), sum("below 0" in w for w in words)
-    if not total:
-        return "The classifier was not compared."
-    if any("one seed" in w for w in words):
-        return "The classifier was trained on one seed only: there is no interval, and nothing can be concluded."
-    if not better and not worse:
-        return (
-            f"This is a null result: all {total} intervals of the differences between diverse samples and the controls include 0. "
-            "No difference was shown, in either direction; a real but smaller difference is not excluded."
-        )
-    parts = [f"{better} favour diverse samples" if better else "", f"{worse} favour the control" if worse else ""]
-    null = total - better - worse
-    parts.append(f"{null} include 0 and show no difference" if null else "")
-    text = f"Of the {total} intervals of the differences between diverse samples and the controls, {_listed([p for p in parts if p])}."
-    return text + " About one interval in twenty excludes 0 by chance alone, so a single one is weak evidence."
-
-
-def yields_in_words(ours: Mapping[str, Any], control: Mapping[str, Any], our_name: str, control_name: str) -> str:
-    """Whether two yields differ, by their intervals; careful, since intervals may overlap although yields differ."""
-    if ours["drawn"] == 0 or control["drawn"] == 0:
-        return f"{our_name} and {control_name} cannot be compared: nothing was drawn for one of them."
-    (low, high), (other_low, other_high) = ours["ci95"], control["ci95"]
-    if low > other_high:
-        return f"The interval of {our_name} lies above that of {control_name}: the yield is higher."
-    if high < other_low:
-        return f"The interval of {our_name} lies below that of {control_name}: the yield is lower."
-    return f"The intervals of {our_name} and {control_name} overlap: this run does not show that the yields differ."
-
-
-def parity_in_words(diverse: Mapping[str, Any], heldout: Mapping[str, Any]) -> str:
-    """The ratio of the diverse yield to that of held-out real images, with the range that the two intervals allow."""
-    if heldout["per_10k"] == 0 or diverse["drawn"] == 0:
-        least = diverse["ci95"][0] / heldout["ci95"][1] if heldout["ci95"][1] and diverse["drawn"] else None
-        beyond = "" if least is None else f"; from the two intervals it is at least {least:.2g}"
-        return f"Parity cannot be computed: {heldout['accepted']:,} of {heldout['drawn']:,} held-out real images were accepted{beyond}."
-    ratio, (low, high), (other_low, other_high) = diverse["per_10k"] / heldout["per_10k"], diverse["ci95"], heldout["ci95"]
-    top = f"{high / other_low:.2g}" if other_low > 0 else "no upper limit"
-    return f"Parity is {ratio:.2g}; dividing the ends of the two intervals gives a range from {low / other_high:.2g} to {top}."
-
-
 def _render(summary: Mapping[str, Any], pictures: Pictures, figures: Mapping[str, str], attribution: Sequence[str]) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
         "interval": _interval,
+        "yield_interval": _yield_interval,
         "pretty": _pretty,
         "count": lambda n: f"{n:,}",
         "words": difference_in_words,
         "score": _score,
+        "rounded": significant,
         "difference": _difference,
     }
     yields = summary["yield"]
     pairs = (("diverse samples", "held-out real images", "heldout_real"), ("diverse samples", "unguided random samples", "random"))
     page: str = environment.from_string(resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")).render(
-        summary={"recipe": {}, "provenance": {}, "rejections_random": {}, "classifier_without_twins": {}} | dict(summary),
+        summary={"recipe": {}, "provenance": {}, "rejections_random": {}, "classifier_without_twins": {}, "thresholds": {}} | dict(summary),
+        references=references_in_words(summary["references"], pictures.class_names) if "references" in summary else [],
+        nearest=nearest_in_words(pictures.nearest_set),
+        volumes=pictures.real.ndim == 5,
+        share_shown=None if pictures.map is None else significant(100 * sum(pictures.map.variance), 2),
         figures=figures,
         pictures=pictures,
         attribution=attribution,
@@ -168,7 +129,8 @@ def _order_of(pictures: Pictures) -> str:
 
 def _score_names(pictures: Pictures) -> dict[str, str]:
     present = dict.fromkeys(name for scores in pictures.diverse_scores for name in scores)
-    return {name: SCORE_NAMES.get(name, name.replace("_", " ")) for name in present}
+    known = [name for name in SCORE_NAMES if name in present]
+    return {name: SCORE_NAMES.get(name, name.replace("_", " ")) for name in dict.fromkeys([*known, *present])}
 
 
 def _interval(ci95: Sequence[float | None], form: str = ".3f") -> str:
@@ -176,20 +138,21 @@ def _interval(ci95: Sequence[float | None], form: str = ".3f") -> str:
     return "none" if low is None or high is None else f"{low:{form}} to {high:{form}}".replace("-", "−")
 
 
+def _yield_interval(ci95: Sequence[float]) -> str:
+    low, high = ci95
+    return f"{significant(low, 4)} to {significant(high, 4)}"
+
+
 def _difference(value: float) -> str:
     return f"{value:+.3f}".replace("-", "−")
 
 
 def _score(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}"
+    return "–" if value is None else significant(value, 3).replace("-", "−")
 
 
 def _pretty(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, indent=1, ensure_ascii=False)
-
-
-def _listed(parts: Sequence[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
 def _duration(seconds: float) -> str:
