@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
+import threading
 import traceback
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -17,8 +20,10 @@ DEBUG = "MONAI_DIVERSE_DEBUG"
 USAGE_ERROR: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
 """Unknown options and commands; Typer has click's class but, from some version on, a copy of its own."""
 INTERRUPTED = 130
+INTERRUPTION = "interrupted: what was finished is on disk; run the same command again to go on (grow: with --resume)"
 COMMANDS = ("demo", "train", "grow", "bank")
 
+_interrupted = threading.Event()
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
 )
@@ -63,9 +68,11 @@ def main(arguments: list[str] | None = None) -> int:
     except MemoryError:
         return _fail("error: out of memory: use smaller images, a smaller batch or fewer of them", 2)
     except Exception as error:
+        if _interrupted.is_set():  # an extension module that is interrupted while it is imported makes an ImportError of it
+            return _fail(INTERRUPTION, INTERRUPTED)
         return _fail(f"error: unexpected {type(error).__name__}: {error}; run again with --debug for a traceback, and please report it", 1)
     if code == INTERRUPTED:
-        _fail("interrupted: what was finished is on disk; run the same command again to go on (grow: with --resume)", code)
+        _fail(INTERRUPTION, code)
     return code
 
 
@@ -78,4 +85,10 @@ def _fail(message: str, code: int) -> int:
 
 def run() -> None:
     """The console script."""
+    signal.signal(signal.SIGINT, _interrupt)
     sys.exit(main())
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    _interrupted.set()
+    signal.default_int_handler(number, frame)
