@@ -17,7 +17,7 @@ from monai_diverse.training import ModelCard, TrainConfig, prepare, train, write
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 SIDE = 8
-OUTLIER_FACTORS = ("mahalanobis_factor", "residual_factor", "leftover_factor", "intensity_factor", "spectrum_factor")
+OUTLIER_FACTORS = ("mahalanobis_factor", "residual_factor", "leftover_factor", "intensity_factor", "spectrum_factor", "foreground_factor")
 
 
 def blobs(count: int, seed: int, side: int = SIDE) -> LabelledImages:
@@ -93,7 +93,7 @@ def recipe_file(tmp_path: Path, tiny_model: Path, blob_file: Path) -> Path:
                 "extractor": {"target": "monai_diverse.features.PixelFeatures"},
                 "novelty": {"target": "monai_diverse.screening.NoveltyGate", "arguments": {"alpha": 0.9}},
                 "relevance": {"target": "monai_diverse.screening.RelevanceGate", "arguments": {"level": 0.034}},
-                "outlier": {"target": "monai_diverse.screening.OutlierGate", "arguments": dict.fromkeys(OUTLIER_FACTORS, 50.0)},
+                "outlier": {"target": "monai_diverse.screening.OutlierGate", "arguments": {"textures": None, **dict.fromkeys(OUTLIER_FACTORS, 50.0)}},
             },
         },
         "max_evaluations": 5 * 96,

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import blobs
 
 import monai_diverse
+from monai_diverse.bank import BankHeader, BankWriter
 from monai_diverse.cli import main
+from monai_diverse.study import duplicates_bank
 
 
 def _lines(capsys: pytest.CaptureFixture[str]) -> tuple[str, list[str]]:
@@ -168,7 +171,8 @@ def test_ctrl_c_at_the_start_is_one_line(tmp_path: Path, seconds: float) -> None
     time.sleep(seconds)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
+    # Python may end itself by the signal, which shells report as 130 too
+    assert process.returncode in (130, -signal.SIGINT), errors
     assert "Traceback" not in errors
 
 
@@ -209,3 +213,162 @@ def test_ctrl_c_exits_130_and_growth_resumes(recipe_file: Path, tmp_path: Path, 
     assert main(["grow", str(recipe_file), "--out", str(bank), "--max-evaluations", more, "--resume"]) == 0
     assert main(["grow", str(recipe_file), "--out", str(whole), "--max-evaluations", more]) == 0
     assert monai_diverse.SampleBank.open(bank).fingerprint == monai_diverse.SampleBank.open(whole).fingerprint
+
+
+# ---- inspect: references, false discoveries, controls
+
+
+@pytest.fixture
+def bank_with_controls(recipe_file: Path, blob_file: Path, tmp_path: Path) -> Path:
+    recipe_file.write_text(
+        json.dumps(json.loads(recipe_file.read_text()) | {"control": {"path": str(blob_file), "split": "test", "twin_correlation": 0.9999}})
+    )
+    assert main(["grow", str(recipe_file), "--out", str(tmp_path / "bank")]) == 0
+    return tmp_path / "bank"
+
+
+def test_inspect_names_both_references(bank_with_controls: Path, recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(bank_with_controls)]) == 0
+    out, _ = _lines(capsys)
+    assert "what the generator saw (generator_train): 240 images" in out
+    assert "copies judged against it" in out
+    assert "what you have (reference): 120 images" in out
+    assert "novelty judged against it" in out
+    for missing, says in (
+        ("generator_train", "what the generator saw (generator_train): unknown; copies judged against reference, which stood in"),
+        ("reference", "what you have (reference): unknown; novelty judged against generator_train, which stood in"),
+    ):
+        content = json.loads(recipe_file.read_text())
+        (tmp_path / f"{missing}.yaml").write_text(json.dumps({name: value for name, value in content.items() if name != missing}))
+        assert main(["grow", str(tmp_path / f"{missing}.yaml"), "--out", str(tmp_path / missing), "--size", "1"]) == 0
+        capsys.readouterr()
+        assert main(["inspect", str(tmp_path / missing)]) == 0
+        assert says in _lines(capsys)[0]
+
+
+def test_inspect_counts_what_survives_false_discovery_control(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Five samples of ten drawn: at a rate of 10 % the k-th p-value must be at most .01 k (Benjamini & Hochberg 1995)."""
+    categories = [{"classes": [0], "calibration_groups": 39}, {"classes": [1], "calibration_groups": 19}]
+    header = BankHeader(
+        recipe={},
+        recipe_fingerprint="0",
+        source={"fingerprint": "0"},
+        features={"gates": {"not_novel": {"categories": categories}}},
+        shape=(1, 2, 2),
+        classes=2,
+    )
+    # .05 is larger in float32: a tie must stay one
+    p_values = np.array([0.045, 0.045, 0.045, 0.045, 0.05], np.float32)
+    with BankWriter.create_or_resume(tmp_path / "bank", header, resume=False) as writer:
+        images, labels = np.zeros((5, 1, 2, 2), np.float32), np.arange(5) % 2
+        writer.append(images, labels, np.arange(5), {"not_novel": p_values}, {"drawn": 10, "rejections": {"copy": 5}})
+    for rate, survive in ((0.1, 5), (0.099, 0), (0.5, 5)):
+        assert main(["inspect", str(tmp_path / "bank"), "--fdr", str(rate), "--json"]) == 0
+        found = json.loads(_lines(capsys)[0])["false_discovery"]
+        assert (found["survive"], found["accepted"], found["tests"], found["rate"]) == (survive, 5, 10, rate)
+        assert found["smallest_p_possible"] == 1 / 40
+    assert main(["inspect", str(tmp_path / "bank"), "--fdr", "0.1"]) == 0
+    assert "5 of 5 samples stay novel; calibration allows no p-value below 0.025" in _lines(capsys)[0]
+    assert main(["inspect", str(tmp_path / "bank"), "--fdr", "5"]) == 2
+    assert "--fdr: expected a share between 0 and 1, got 5" in _lines(capsys)[1][-1]
+
+
+def test_inspect_controls(bank_with_controls: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    np.savez(tmp_path / "other.npz", images=np.random.default_rng(0).random((30, 12, 10)), labels=np.zeros(30, np.uint8))
+    arguments = ["inspect", str(bank_with_controls), "--controls", "--count", "25", "--other", str(tmp_path / "other.npz")]
+    assert main([*arguments, "--out", str(tmp_path / "out"), "--json"]) == 0
+    found = json.loads(_lines(capsys)[0])
+    controls = found["controls"]
+    assert controls["same_screen"] is True
+    assert controls["screen"] == found["features"]["fingerprint"]
+    rows = {row["name"]: row for row in controls["rows"]}
+    assert rows["generated"]["drawn"] == 96
+    assert rows["generated"]["accepted"] == found["size"] + found["rejections"]["duplicate"]
+    assert rows["generated"]["nfe"] == found["yield"]["nfe"]
+    assert rows["unseen real"]["drawn"] == 40
+    assert rows["unseen real"]["accepted"] >= found["control"]["accepted"]
+    assert rows["near-copy: JPEG"]["drawn"] == rows["other modality"]["drawn"] == 25
+    assert json.loads((tmp_path / "out" / "controls.json").read_text())["rows"] == controls["rows"]
+    assert (tmp_path / "out" / "controls.png").read_bytes()[:4] == b"\x89PNG"
+    assert main(arguments) == 0
+    out, _ = _lines(capsys)
+    assert (tmp_path / "out" / "controls.txt").read_text().strip() in out
+    assert "by class" in out
+    assert "generated less unseen real" in out
+    assert "unseen in name only" not in out
+
+
+def test_inspect_controls_says_if_the_screen_is_another(
+    bank_with_controls: Path, recipe_file: Path, blob_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    content = json.loads(recipe_file.read_text())
+    content["generator_train"] |= {"mirrored": False}
+    # half of the control images nearly repeat what the screen was fitted on
+    stored = dict(np.load(blob_file))
+    twins = np.concatenate([stored["test_images"][:20], np.clip(stored["train_images"][:20], 1, 254) + 1]).astype(np.uint8)
+    np.savez(tmp_path / "twins.npz", test_images=twins, test_labels=np.tile([[0], [1]], (20, 1)).astype(np.uint8))
+    content["control"] = {"path": "twins.npz", "split": "test", "twin_correlation": 0.9999}
+    other = tmp_path / "other.yaml"
+    other.write_text(json.dumps(content))
+    assert main(["inspect", str(bank_with_controls), "--controls", "--count", "5", "--recipe", str(other), "--json"]) == 0
+    controls = json.loads(_lines(capsys)[0])["controls"]
+    assert controls["same_screen"] is False
+    assert controls["notes"][0].startswith("the screen was fitted again, but is not the bank's: other generator_train;")
+    assert "generated" not in [row["name"] for row in controls["rows"]]
+    assert controls["twins"] == 20
+    assert controls["notes"][1].startswith("20 of 40 control images nearly repeat")
+    content["screen"]["arguments"]["components"] = 5
+    other.write_text(json.dumps(content))
+    assert main(["inspect", str(bank_with_controls), "--controls", "--count", "5", "--recipe", str(other)]) == 0
+    assert "not the bank's: other settings and generator_train;" in _lines(capsys)[0]
+
+
+def test_inspect_controls_finds_moved_images_or_says_what_is_missing(
+    recipe_file: Path, blob_file: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    content = json.loads(recipe_file.read_text())
+    for name in ("reference", "calibration", "generator_train"):
+        content[name] |= {"path": "blobs.npz", "split_file": "split.json"}
+    (home / "recipe.yaml").write_text(json.dumps(content))
+    (home / "blobs.npz").write_bytes(blob_file.read_bytes())
+    (home / "split.json").write_bytes((tiny_model / "split.json").read_bytes())
+    bank = str(tmp_path / "bank")
+    assert main(["grow", str(home / "recipe.yaml"), "--out", bank, "--size", "1"]) == 0
+    capsys.readouterr()
+
+    def error(*arguments: str) -> str:
+        assert main(["inspect", bank, *arguments]) == 2
+        out, errors = _lines(capsys)
+        assert out == ""
+        return errors[-1]
+
+    assert "expected control images in the recipe, got none" in error("--controls")
+    (home / "recipe.yaml").write_text(json.dumps(content | {"control": {"path": "blobs.npz", "split": "test"}}))
+    few = ["--controls", "--count", "2"]
+    assert main(["inspect", bank, *few, "--recipe", str(home / "recipe.yaml")]) == 0
+    assert main(["grow", str(home / "recipe.yaml"), "--out", str(tmp_path / "second"), "--size", "1"]) == 0
+    bank = str(tmp_path / "second")
+    capsys.readouterr()
+    monkeypatch.chdir(tmp_path)
+    assert "--folder DIR" in error(*few)
+    assert main(["inspect", bank, *few, "--folder", str(home)]) == 0
+    capsys.readouterr()
+    (home / "split.json").unlink()
+    assert "split.json: expected the recipe's images there" in error(*few, "--folder", str(home))
+    assert "--out: expected --controls beside it" in error("--out", "x")
+    assert "only one of --recipe and --folder" in error(*few, "--folder", "x", "--recipe", "y")
+
+
+def test_inspect_controls_of_a_bank_that_no_recipe_made(bank_with_controls: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    duplicates_bank(tmp_path / "control", blobs(40, 0), monai_diverse.SampleBank.open(bank_with_controls), seed=0)
+    capsys.readouterr()
+    assert main(["inspect", str(tmp_path / "control"), "--controls"]) == 2
+    assert "expected a bank with the recipe that it was grown by" in _lines(capsys)[1][-1]
+    assert main(["inspect", str(tmp_path / "control"), "--fdr", "0.1"]) == 2
+    assert "conformal p-values" in _lines(capsys)[1][-1]
+    assert main(["inspect", str(tmp_path / "control")]) == 0
+    assert "not recorded in this bank" in _lines(capsys)[0]

@@ -253,21 +253,33 @@ def test_nothing_is_fitted_on_the_calibration_images() -> None:
         np.testing.assert_allclose(ratio * a.limits[name], b.ratios(views)[name] * b.limits[name], rtol=1e-5)
 
 
-def test_novelty_is_the_distance_to_the_own_class_between_groups() -> None:
+def test_novelty_is_the_distance_to_the_reference_between_groups() -> None:
     rng = np.random.default_rng(3)
     real = Real(reference=vectors(rng, 30, 3, 0), calibration=vectors(rng, 50, 1, 100))
     fitted = NoveltyGate(neighbours=(2,)).fit(real)
     x = vectors(rng, 5, 1, 1000)
     r = real.reference
-    for i in range(5):
-        mates = r.labels == x.labels[i]
-        to = np.sort(np.linalg.norm(r.features[mates] - x.features[i], axis=1))[1]
-        between = np.linalg.norm(r.features[mates][:, None] - r.features[mates], axis=2)
-        between[r.groups[mates][:, None] == r.groups[mates]] = np.inf
-        typical = np.median(np.sort(between)[:, 1])
-        assert fitted.distances.excess(x)[i] == pytest.approx(np.log(to / typical), abs=1e-4)
+    to = np.sort(np.linalg.norm(r.features - x.features[:, None], axis=2), axis=1)[:, 1]
+    between = np.linalg.norm(r.features[:, None] - r.features, axis=2)
+    between[r.groups[:, None] == r.groups] = np.inf
+    typical = np.median(np.sort(between)[:, 1])
+    np.testing.assert_allclose(fitted.distances.excess(x), np.log(to / typical), atol=1e-4)
     both, one, five = (NoveltyGate(neighbours=k).fit(real).distances.excess(x) for k in ((1, 5), (1,), (5,)))
     np.testing.assert_allclose(both, np.minimum(one, five))
+
+
+def test_an_ordinary_image_under_a_wrong_label_is_not_novel() -> None:
+    """Two classes far apart: what is new to its class alone would let every wrong label pass."""
+    rng = np.random.default_rng(0)
+    real = Real(reference=vectors(rng, 200, 1, 0), calibration=vectors(rng, 200, 1, 1000))
+    apart = Real(reference=_classes_apart(real.reference), calibration=_classes_apart(real.calibration))
+    unseen = _classes_apart(vectors(rng, 400, 1, 5000))
+    wrong = NoveltyGate().fit(apart).score(replace(unseen, labels=1 - unseen.labels))
+    assert (wrong <= 0.05).mean() < 0.1
+
+
+def _classes_apart(views: Views) -> Views:
+    return replace(views, features=views.features + 50 * views.labels[:, None].astype(np.float32))
 
 
 def test_a_copy_of_an_isolated_reference_image_is_not_novel() -> None:
@@ -408,8 +420,8 @@ def test_gates_say_what_data_they_lack() -> None:
     for gate in (NoveltyGate(), RelevanceGate()):
         with pytest.raises(DataError, match=r"labels: expected classes of the reference \[0, 1\], got 2"):
             gate.fit(foreign)
-    one_group = replace(real.reference, groups=np.where(real.reference.labels == 1, 999, np.arange(90)))
-    with pytest.raises(DataError, match="at least 2 groups in class 1"):
+    one_group = replace(real.reference, groups=np.full(90, 999))
+    with pytest.raises(DataError, match=r"at least 2 groups, got 90 image\(s\) of one"):
         NoveltyGate().fit(replace(real, reference=one_group))
     with pytest.raises(DataError, match="expected 90 labels"):
         replace(real.reference, labels=np.zeros(3, int))

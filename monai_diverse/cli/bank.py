@@ -10,36 +10,45 @@ import numpy as np
 import typer
 
 from monai_diverse.bank import SampleBank
+from monai_diverse.cli.controls import judge_bank, notes, refit, write_controls
 from monai_diverse.cli.main import app
+from monai_diverse.errors import BankError, RecipeError
 from monai_diverse.screening import Yield
+from monai_diverse.screening.calibrate import check_level, discoveries
 
 Folder = Annotated[Path, typer.Argument(help="Folder of the bank.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command("inspect")
-def inspect(bank: Folder, as_json: AsJson = False) -> None:
-    """Say what is in a bank: yields with intervals, rejections by reason, provenance."""
-    found = _described(SampleBank.open(bank))
-    if as_json:
-        typer.echo(json.dumps(found))
-        return
-    typer.echo(f"{bank}: {found['size']} samples, shape {tuple(found['shape'])}, by class {found['class_counts']}")
-    rate = found["yield"]
-    if rate["drawn"]:
-        typer.echo(
-            f"yield: {rate['accepted']} of {rate['drawn']} drawn = {rate['per_10k']:.0f} per 10,000,"
-            f" 95 % interval {rate['ci95'][0]:.0f} to {rate['ci95'][1]:.0f} (Clopper-Pearson)"
-        )
-        typer.echo(f"unseen real images under the same screen: {_control(found['control'])}")
-        if found["stopped"] == "size":
-            typer.echo("growth stopped at a full bank, not after a fixed number of draws: the yield is a little too high, its interval approximate")
-    for reason, count in found["rejections"].items():
-        typer.echo(f"rejected as {reason}: {count}")
-    for name, score in found["scores"].items():
-        typer.echo(f"score {name}: {score['min']:.3g} to {score['max']:.3g}, median {score['median']:.3g}")
-    typer.echo(f"source: {found['source'].get('name')} (licence of its data: {found['source'].get('licence')})")
-    typer.echo(f"fingerprint: {found['fingerprint']}")
+def inspect(
+    bank: Folder,
+    fdr: Annotated[float | None, typer.Option(help="Say how many samples keep their novelty at this false discovery rate, such as 0.1.")] = None,
+    controls: Annotated[bool, typer.Option("--controls", help="Fit the screen again; judge unseen reals, noise, copies and so on.")] = False,
+    other: Annotated[Path | None, typer.Option(help="With --controls: images of another modality, .npz or folder.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="With --controls: images of each kind that is made, at most.")] = 500,
+    seed: Annotated[int, typer.Option(min=0, help="With --controls: of all that is random.")] = 0,
+    recipe: Annotated[Path | None, typer.Option(help="With --controls: the recipe, if not the one in the bank.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="With --controls: where the relative paths of the bank's recipe start.")] = None,
+    allow: Annotated[list[str] | None, typer.Option(help="With --controls: a package that the recipe may load classes from.")] = None,
+    out: Annotated[Path | None, typer.Option(help="With --controls: folder for controls.json, controls.txt and controls.png.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what is in a bank: yields with intervals, rejections by reason, provenance; with --controls also what its screen makes of known images."""
+    _require_together(controls, {"other": other, "recipe": recipe, "folder": folder, "out": out})
+    opened = SampleBank.open(bank)
+    found = _described(opened)
+    if fdr is not None:
+        found["false_discovery"] = _false_discovery(opened, fdr)
+    table: list[str] = []
+    if controls:
+        fitted = refit(opened, recipe=recipe, folder=folder, allow=allow or ())
+        judged, remarks = judge_bank(opened, fitted, other=other, count=count, seed=seed), notes(fitted)
+        found["controls"] = judged.as_json() | {"same_screen": not fitted.differs, "twins": fitted.twins, "notes": remarks}
+        table = ["", judged.as_table(), *remarks]
+        if out is not None:
+            write_controls(out, judged, remarks)
+    typer.echo(json.dumps(found) if as_json else "\n".join([*_in_words(bank, found), *table]))
 
 
 @app.command("verify")
@@ -53,13 +62,21 @@ def verify(bank: Folder, as_json: AsJson = False) -> None:
     typer.echo(f"{bank}: {len(opened)} samples, every shard as written")
 
 
+def _require_together(controls: bool, options: dict[str, Path | None]) -> None:
+    given = [name for name, value in options.items() if value is not None]
+    if given and not controls:
+        raise RecipeError(f"--{given[0]}: expected --controls beside it, got none; add it")
+    if "recipe" in given and "folder" in given:
+        raise RecipeError("--folder: expected only one of --recipe and --folder, got both; the paths of --recipe start at its own folder")
+
+
 def _described(bank: SampleBank) -> dict[str, Any]:
     progress = bank.progress
     return {
         "size": len(bank),
         "shape": list(bank.header.shape),
         "class_counts": [int(c) for c in bank.class_counts],
-        "yield": Yield(drawn=progress.get("drawn", 0), accepted=len(bank), nfe=progress.get("nfe")).as_json(),
+        "yield": Yield(drawn=progress["drawn"], accepted=len(bank), nfe=progress.get("nfe")).as_json() if "drawn" in progress else None,
         "control": progress.get("control"),
         "stopped": progress.get("stopped"),
         "rejections": progress.get("rejections", {}),
@@ -69,6 +86,65 @@ def _described(bank: SampleBank) -> dict[str, Any]:
         "recipe": bank.header.recipe,
         "fingerprint": bank.fingerprint,
     }
+
+
+def _in_words(bank: Path, found: dict[str, Any]) -> list[str]:
+    lines = [f"{bank}: {found['size']} samples, shape {tuple(found['shape'])}, by class {found['class_counts']}"]
+    rate = found["yield"]
+    if rate is not None and rate["drawn"]:
+        lines.append(
+            f"yield: {rate['accepted']} of {rate['drawn']} drawn = {rate['per_10k']:.0f} per 10,000,"
+            f" 95 % interval {rate['ci95'][0]:.0f} to {rate['ci95'][1]:.0f} (Clopper-Pearson)"
+        )
+        lines.append(f"unseen real images under the same screen: {_control(found['control'])}")
+        if found["stopped"] == "size":
+            lines.append("growth stopped at a full bank, not after a fixed number of draws: the yield is a little too high, its interval approximate")
+    lines += [f"rejected as {reason}: {count}" for reason, count in found["rejections"].items()]
+    lines += [f"score {name}: {s['min']:.3g} to {s['max']:.3g}, median {s['median']:.3g}" for name, s in found["scores"].items()]
+    if "false_discovery" in found:
+        lines.append(_discovered(found["false_discovery"]))
+    lines.append(f"source: {found['source'].get('name')} (licence of its data: {found['source'].get('licence')})")
+    return [*lines, *_references(found["features"]), f"fingerprint: {found['fingerprint']}"]
+
+
+def _references(features: dict[str, Any]) -> list[str]:
+    """Both references by name, and what stood in for one that is unknown."""
+    if "sets" not in features or "against" not in features:
+        return ["what the generator saw, what you have: not recorded in this bank"]
+    lines = []
+    roles = {"generator_train": ("what the generator saw", "copies"), "reference": ("what you have", "novelty")}
+    for name, (title, judged) in roles.items():
+        known, against = features["sets"].get(name), features["against"][judged]
+        says = "unknown" if known is None else f"{known['shape'][0]} images, by class {known['class_counts']}"
+        use = f"{judged} judged against it" if against == name else f"{judged} judged against {against}, which stood in"
+        lines.append(f"{title} ({name}): {says}; {use}")
+    return lines
+
+
+def _false_discovery(bank: SampleBank, rate: float) -> dict[str, Any]:
+    """How many accepted samples survive Benjamini-Hochberg among all that were drawn."""
+    check_level("--fdr", rate)
+    categories = bank.header.features.get("gates", {}).get("not_novel", {}).get("categories")
+    if categories is None:
+        raise BankError(f"{bank.path}: expected novelty scores that are conformal p-values, as NoveltyGate's, got a bank that does not say so")
+    p_values, drawn = np.asarray(bank.scores.get("not_novel", ()), np.float64), int(bank.progress.get("drawn", len(bank)))
+    # what was drawn and is not in the bank was rejected, whatever its p-value; a bank stores float32, which may have rounded up
+    judged = np.concatenate([p_values * (1 - 2**-24), np.ones(drawn - len(p_values))])
+    return {
+        "rate": rate,
+        "survive": int(discoveries(judged, rate).sum()),
+        "accepted": len(bank),
+        "tests": drawn,
+        "smallest_p_possible": 1 / (max(c["calibration_groups"] for c in categories) + 1),
+        "smallest_p": float(p_values.min()) if len(p_values) else None,
+    }
+
+
+def _discovered(found: dict[str, Any]) -> str:
+    return (
+        f"at a false discovery rate of {100 * found['rate']:g} % (Benjamini-Hochberg over the p-values of {found['tests']} drawn)"
+        f" {found['survive']} of {found['accepted']} samples stay novel; calibration allows no p-value below {found['smallest_p_possible']:.2g}"
+    )
 
 
 def _control(control: dict[str, Any] | None) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import false_discovery_control
 
 from monai_diverse.data import IntArray
 from monai_diverse.errors import DataError, RecipeError
@@ -129,6 +130,31 @@ def calibration_limit(values: npt.ArrayLike, share: float, groups: IntArray | No
     within = fitted.groups - fitted.above[1:]
     place = int(np.searchsorted(within, share * (fitted.groups + 1) - 1e-9, side="left"))
     return float(fitted.ascending[min(place, len(fitted.ascending) - 1)])
+
+
+def discoveries(p_values: npt.ArrayLike, rate: float) -> npt.NDArray[np.bool_]:
+    """Which of a batch of p-values stay significant when the share of false ones among them is to be bounded.
+
+    Benjamini & Hochberg (1995): of the accepted, the expected share that are no stranger than the calibration images is at most `rate`.
+    Conformal p-values from one calibration set depend on one another positively, for which the bound holds (Bates et al., Annals of
+    Statistics 2023, theorem 2). What was rejected for other reasons counts as p = 1.
+
+    Args:
+        p_values: (m,) in [0, 1], of all that were judged.
+        rate: in (0, 1).
+
+    Returns:
+        bool (m,).
+
+    Raises:
+        RecipeError: a rate outside (0, 1).
+    """
+    check_level("rate", rate)
+    values = np.asarray(p_values, np.float64)
+    if not len(values):
+        return np.zeros(0, bool)
+    kept: npt.NDArray[np.bool_] = false_discovery_control(values) <= rate + 1e-12
+    return kept
 
 
 def check_level(name: str, value: float) -> None:

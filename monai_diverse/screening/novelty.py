@@ -1,8 +1,7 @@
-"""Does it show something that no image of its class in the reference shows?"""
+"""Does it show something that no image of the reference shows?"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,18 +18,19 @@ SMALLEST = 1e-12
 
 @dataclass(frozen=True, kw_only=True)
 class NoveltyGate:
-    """Accepts what is farther from the reference of its class than nearly all unseen real images are, in the feature view.
+    """Accepts what is farther from the reference than nearly all unseen real images of its class are, in the feature view.
 
-    Nonconformity: log of the distance d_k to the k-th nearest reference image of the same class, less the log of that class's median d_k
-    between groups; the smallest over the `neighbours` k. Its conformal p-value among the calibration images is the score. So of
+    Nonconformity: log of the distance d_k to the k-th nearest reference image, whatever its class, less the log of the reference's median d_k
+    between groups; the smallest over the `neighbours` k. Its conformal p-value among the calibration images of the class is the score. So of
     unseen *real* images at most a share `alpha` is accepted: the yardstick for generated ones.
 
-    With k = 5 alone, a shifted copy of an isolated reference image would be as novel as that image is among the others; with k = 1 alone,
-    a single odd reference image would hide a whole region. Novel is what is far in both.
+    Of all classes, because an image that shows what another class shows is a wrong label rather than something new. With k = 5 alone, a
+    shifted copy of an isolated reference image would be as novel as that image is among the others; with k = 1 alone, a single
+    odd reference image would hide a whole region. Novel is what is far in both.
 
     Attributes:
         alpha: accepted when p <= alpha.
-        neighbours: each k; lowered for a class with fewer reference images.
+        neighbours: each k; lowered for a smaller reference.
         min_per_class: calibration groups from which on a class is calibrated on its own; smaller classes are pooled.
     """
 
@@ -49,14 +49,14 @@ class NoveltyGate:
             raise RecipeError(f"min_per_class: expected at least 1, got {self.min_per_class}")
 
     def fit(self, real: Real) -> FittedNovelty:
-        """Indexes the reference by class and scores the calibration images.
+        """Indexes the reference and scores the calibration images.
 
         Raises:
-            DataError: a class with one group only, a calibration label that the reference lacks, or too few calibration images for
+            DataError: a reference of one group only, a calibration label that it lacks, or too few calibration images for
                 any p-value to reach `alpha`.
         """
         require_known(real.calibration.labels, real.classes)
-        distances = _ClassDistances({c: _one_class(real.reference, c) for c in real.classes}, self.neighbours)
+        distances = _Distances(real.reference, self.neighbours)
         calibration = real.calibration
         needed = groups_needed(self.alpha, reaching=True)
         conformal = ClassConformal.fit(
@@ -67,53 +67,44 @@ class NoveltyGate:
             minimum=max(self.min_per_class, needed),
         )
         require_groups(conformal, needed, f"novelty at alpha {self.alpha}")
-        return FittedNovelty(distances=distances, conformal=conformal, threshold=float(np.float32(self.alpha)))
+        return FittedNovelty(distances=distances, conformal=conformal, classes=real.classes, threshold=float(np.float32(self.alpha)))
 
 
-class _ClassDistances:
-    """Smallest log(d_k / median d_k) over k, to the reference of a sample's own class."""
+class _Distances:
+    """Smallest log(d_k / median d_k) over k, to the reference."""
 
-    def __init__(self, index: Mapping[int, Neighbours], neighbours: tuple[int, ...]) -> None:
-        self._index = dict(index)
-        self._k = {c: sorted({min(k, i.most) for k in neighbours}) for c, i in self._index.items()}
-        self.typical = {c: np.median(self._at(i.within(self._k[c][-1]), c), axis=0) for c, i in self._index.items()}
+    def __init__(self, reference: Views, neighbours: tuple[int, ...]) -> None:
+        self._index = Neighbours(reference.features, reference.group_ids)
+        if self._index.most < 1:
+            raise DataError(f"novelty: expected reference images of at least 2 groups, got {len(self._index)} image(s) of one; add some")
+        self._k = sorted({min(k, self._index.most) for k in neighbours})
+        self.typical = np.median(self._at(self._index.within(self._k[-1])), axis=0)
 
     def excess(self, views: Views) -> DoubleArray:
-        require_known(views.labels, tuple(self._index))
-        result = np.zeros(len(views))
-        for c, index in self._index.items():
-            chosen = views.labels == c
-            distance = self._at(index.distances(views.features[chosen], self._k[c][-1]), c)
-            result[chosen] = np.log(distance / self.typical[c]).min(axis=1)
-        return result
+        smallest: DoubleArray = np.log(self._at(self._index.distances(views.features, self._k[-1])) / self.typical).min(axis=1)
+        return smallest
 
-    def _at(self, distances: DoubleArray, label: int) -> DoubleArray:
-        return np.maximum(distances[:, np.array(self._k[label]) - 1], SMALLEST)
+    def _at(self, distances: DoubleArray) -> DoubleArray:
+        return np.maximum(distances[:, np.array(self._k) - 1], SMALLEST)
 
-    def notes(self) -> dict[str, dict[str, float]]:
-        return {str(c): {str(k): float(t) for k, t in zip(self._k[c], self.typical[c], strict=True)} for c in self._index}
+    def notes(self) -> dict[str, float]:
+        return {str(k): float(t) for k, t in zip(self._k, self.typical, strict=True)}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FittedNovelty:
     """Score: the conformal p-value of the distance to the reference; small is novel."""
 
-    distances: _ClassDistances
+    distances: _Distances
     conformal: ClassConformal
+    classes: tuple[int, ...]
     threshold: float
 
     def score(self, views: Views) -> FloatArray:
         """Scores (n,) in (0, 1]; above alpha is not novel."""
+        require_known(views.labels, self.classes)
         return self.conformal.p_values(self.distances.excess(views), views.labels).astype(np.float32)
 
     def notes(self) -> dict[str, Any]:
-        """Typical distances by class and k, and how classes were calibrated."""
+        """Typical distances by k, and how classes were calibrated."""
         return {"typical_distance": self.distances.notes(), "categories": self.conformal.notes()}
-
-
-def _one_class(reference: Views, label: int) -> Neighbours:
-    chosen = reference.labels == label
-    index = Neighbours(reference.features[chosen], reference.group_ids[chosen])
-    if index.most < 1:
-        raise DataError(f"novelty: expected reference images of at least 2 groups in class {label}, got {len(index)} image(s) of one; add some")
-    return index

@@ -1,4 +1,4 @@
-"""Two views of an image that neither features nor pixel positions show: its intensities and its spatial frequencies."""
+"""Views of an image that neither features nor pixel positions show: its intensities, its spatial frequencies, the size of its foreground."""
 
 from __future__ import annotations
 
@@ -28,6 +28,45 @@ def intensity_profile(images: FloatArray, bins: int) -> FloatArray:
     histogram = np.bincount(place.ravel(), minlength=bins * len(flat)).reshape(len(flat), bins) / flat.shape[1]
     profile: FloatArray = (histogram.cumsum(axis=1) / np.sqrt(bins)).reshape(count, channels * bins).astype(np.float32)
     return profile
+
+
+def otsu_threshold(images: FloatArray, bins: int = 256) -> float:
+    """The intensity that parts the pixels of all images, taken together, into foreground and background (Otsu 1979).
+
+    It makes the variance between both parts largest; the channels are averaged first.
+
+    Args:
+        images: (n, channels, *spatial) in [0, 1], n from 1.
+        bins: of the histogram.
+
+    Returns:
+        A threshold in (0, 1); .5 for images of one single intensity.
+    """
+    counts, edges = np.histogram(images.mean(axis=1, dtype=np.float32), bins=bins, range=(0, 1))
+    share = counts / counts.sum()
+    centres = (edges[:-1] + edges[1:]) / 2
+    below, moment = np.cumsum(share)[:-1], np.cumsum(share * centres)
+    apart = (moment[-1] * below - moment[:-1]) ** 2
+    parted = np.divide(apart, below * (1 - below), out=np.zeros_like(apart), where=(below > 1e-12) & (below < 1 - 1e-12))
+    if not parted.max() > 0:
+        return 0.5
+    # between two clusters every threshold does equally well: the middle one
+    return float(edges[1:-1][parted >= parted.max() * (1 - 1e-9)].mean())
+
+
+def foreground_share(images: FloatArray, threshold: float) -> FloatArray:
+    """Share of pixels (or voxels) above a threshold, the channels averaged first: the area (or volume) of the foreground mask.
+
+    Args:
+        images: (n, channels, *spatial) in [0, 1].
+        threshold: see `otsu_threshold`.
+
+    Returns:
+        float32 (n, 1) in [0, 1].
+    """
+    flat = images.mean(axis=1, dtype=np.float32).reshape(len(images), int(np.prod(images.shape[2:])))
+    share: FloatArray = (flat > threshold).mean(axis=1, dtype=np.float32, keepdims=True)
+    return share
 
 
 def spectral_profile(images: FloatArray, bins: int, floor: float) -> FloatArray:

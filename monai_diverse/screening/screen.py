@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from monai_diverse.data import LabelledImages
 from monai_diverse.errors import DataError, RecipeError
 from monai_diverse.features import EfficientNetLite0, FeatureExtractor
 from monai_diverse.information import InformationGain, Neighbours, Surprisal
+from monai_diverse.screening.controls import Controls, judge_controls
 from monai_diverse.screening.copies import CopyGate
 from monai_diverse.screening.duplicates import DuplicateGate, FittedDuplicates
 from monai_diverse.screening.embedding import Embedding
@@ -70,10 +71,9 @@ class NoveltyScreen:
 
     def settings(self) -> dict[str, Any]:
         """Everything that was chosen, as JSON."""
-        gates = {gate.reason: asdict(gate) for gate in self.gates}
-        extractor = {"name": self.extractor.name, "fingerprint": self.extractor.fingerprint}
+        gates = {gate.reason: {f.name: _plain(getattr(gate, f.name)) for f in fields(gate)} for gate in self.gates}
         numbers = {name: getattr(self, name) for name in ("components", "pixel_side", "gain_noise")}
-        return {"extractor": extractor, **numbers, "gates": gates}
+        return {"extractor": _plain(self.extractor), **numbers, "gates": gates}
 
     def fit(self, reference: LabelledImages | None, calibration: LabelledImages, generator_train: LabelledImages | None = None) -> FittedScreen:
         """Learns what is known and what unseen real images look like.
@@ -85,8 +85,8 @@ class NoveltyScreen:
             generator_train: what the generator was trained on, mirrored copies included if it was trained on those; None: unknown.
 
         Raises:
-            DataError: neither reference nor `generator_train`, shapes that differ, labels that the reference lacks, calibration images that the reference or `generator_train`
-                holds too, or too few images for the settings.
+            DataError: neither reference nor `generator_train`, shapes that differ, labels that the reference lacks,
+                calibration images that another set holds too, or too few images for the settings.
         """
         sets = {"reference": reference, "calibration": calibration, "generator_train": generator_train}
         reference = generator_train if reference is None else reference
@@ -204,6 +204,18 @@ class FittedScreen:
         """
         return Yield(drawn=len(images), accepted=sum(v.accepted for v in self.screen(images.images, images.labels)))
 
+    def controls(
+        self,
+        unseen: LabelledImages,
+        *,
+        generated: LabelledImages | None = None,
+        other: npt.ArrayLike | None = None,
+        count: int = 500,
+        seed: int = 0,
+    ) -> Controls:
+        """What the screen makes of images whose worth is known: unseen real ones, noise, near-copies, wrong labels; see `control_rows`."""
+        return judge_controls(self, unseen, generated=generated, other=other, count=count, seed=seed)
+
     def describe(self) -> dict[str, Any]:
         """Settings, data, thresholds and what each gate found when it was fitted, as JSON."""
         gates: dict[str, FittedGate] = {**self.gates, "duplicate": self.duplicates}
@@ -213,6 +225,8 @@ class FittedScreen:
             "settings": self.settings,
             "sets": self.sets,
             "against": self.against,
+            # an index may miss a neighbour, so a verdict near a limit may differ from that of a machine without FAISS
+            "neighbours": {"rows": len(self.seen), "exact": self.seen.exact, "recall": 1.0 if self.seen.exact else self.seen.recall()},
             "features": {"components": len(components.scale), "explained": components.explained},
             "gates": {reason: {"threshold": gate.threshold, **gate.notes()} for reason, gate in gates.items()},
             "information_gain": {"lengthscale": self.gain.lengthscale, "noise": self.gain.noise, "points": len(self.gain)},
@@ -232,6 +246,11 @@ def require_disjoint(reference: LabelledImages, calibration: LabelledImages, gen
         shared = sum(image.tobytes() in aside for image in other.images)
         if shared:
             raise DataError(f"calibration: expected images that {name} does not hold, got {shared} in both; split by near-duplicate group")
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON: an extractor by its name and what its vectors follow from."""
+    return {"name": value.name, "fingerprint": value.fingerprint} if isinstance(value, FeatureExtractor) else value
 
 
 def _summary(data: LabelledImages) -> dict[str, Any]:
