@@ -23,6 +23,8 @@ SETS = {"breast": "breastmnist.npz", "busi": "busi_breastmnist_split_64.npz", "p
 OTHER = {"breast": "pneumonia", "busi": "pneumonia", "pneumonia": "breast"}
 TWINS = 0.95
 """Images that correlate above this are one group."""
+MIXTURE = ("white noise", "smooth noise", "inverted", "shuffled patches", "other modality", "wrong label")
+"""What a poor generator might draw, beside near-copies: planted novelties are looked for among these and unseen real images."""
 COPIES = ("near-copy: JPEG", "near-copy: blur", "near-copy: 1 pixel shift")
 RIVALS = ("tsne_hull", "neighbour_distance", "rarity_score", "authenticity")
 CLUSTERS = 12
@@ -69,16 +71,40 @@ def parts_of(name: str, data: Path, seed: int) -> Parts:
     return Parts(reference=whole[np.arange(count)], calibration=whole[apart][calibration], unseen=whole[apart][unseen], other=other)
 
 
+def official_parts(name: str, data: Path) -> Parts:
+    """The official splits as they are meant: train is known, val calibrates, test is unseen; without near-duplicates across them."""
+    parts = parts_of(name, data, 0)
+    splits = [load_images(data / SETS[name], split) for split in ("train", "val", "test")]
+    images = np.concatenate([s.images for s in splits])
+    groups, first, second = near_duplicate_groups(images, TWINS), len(splits[0]), len(splits[0]) + len(splits[1])
+
+    def part(split: LabelledImages, own: IntArray, *others: IntArray) -> LabelledImages:
+        kept = np.flatnonzero(~np.isin(own, np.concatenate(others)))
+        return LabelledImages(images=split.images[kept], labels=split.labels[kept], groups=own[kept])
+
+    train, val, test = groups[:first], groups[first:second], groups[second:]
+    return Parts(reference=parts.reference, calibration=part(splits[1], val, train), unseen=part(splits[2], test, train, val), other=parts.other)
+
+
+def apart(parts: Parts, seed: int) -> tuple[Parts, LabelledImages]:
+    """Parts whose reference is one half of the train split, and the other half, which the generator saw."""
+    mine, others = split_by_group(parts.reference, 2, seed)
+    seen = parts.reference[others]
+    return Parts(reference=parts.reference[mine], calibration=parts.calibration, unseen=parts.unseen, other=parts.other), seen
+
+
 def screen_for(work: Path) -> NoveltyScreen:
     """The default screen, its features kept on disk."""
     textures = CachedFeatures(extractor=EfficientNetTextures(), folder=work / "features")
     return NoveltyScreen(extractor=CachedFeatures(extractor=EfficientNetLite0(), folder=work / "features"), outlier=OutlierGate(textures=textures))
 
 
-def control_pool(screen: FittedScreen, parts: Parts, count: int, seed: int) -> tuple[LabelledImages, np.ndarray]:
-    """Unseen real images and `count` of every control; what each is."""
+def control_pool(screen: FittedScreen, parts: Parts, count: int, seed: int, only: tuple[str, ...] | None = None) -> tuple[LabelledImages, np.ndarray]:
+    """Unseen real images and `count` of every control among `only`; what each is."""
     images, labels, kinds, groups = [], [], [], []
     for case in control_cases(screen, parts.unseen, None, parts.other, count, seed):
+        if only is not None and case.name not in only:
+            continue
         images += [case.image(i) for i in range(len(case.labels))]
         labels.append(case.labels)
         kinds += [case.name] * len(case.labels)
@@ -100,8 +126,9 @@ def judged(screen: FittedScreen, work: Path, parts: Parts, data: LabelledImages,
         limit = 0.0 if name == "authenticity" else float(np.quantile(score(known, aside), 0.95))
         accepted[name] = scores[name] > limit
     hull = HullMap.of(known, asked)
-    # how far outside: the published filter has no score of its own
-    scores["tsne_hull"] = (ConvexHull(hull.real).equations @ np.c_[hull.judged, np.ones(len(asked))].T).max(axis=0)
+    # how far outside, for its size: the published filter has no score of its own, and a map no unit
+    edges = ConvexHull(hull.real)
+    scores["tsne_hull"] = (edges.equations @ np.c_[hull.judged, np.ones(len(asked))].T).max(axis=0) / edges.volume**0.5
     accepted["tsne_hull"] = hull.accepted
     scores["ours"] = screen.gates["not_novel"].distances.excess(views)
     return Pool(kinds=kinds, groups=data.group_ids, scores=scores, passes=passes, accepted=accepted)

@@ -13,6 +13,7 @@ import numpy as np
 from monai_diverse.bank import SampleBank
 from monai_diverse.data import FloatArray, IntArray, LabelledImages
 from monai_diverse.growth import grow_steps
+from monai_diverse.information import LabelledFeatures, describe_information
 from monai_diverse.job import Job, as_stored, to_model
 from monai_diverse.recipe import BUILTIN, Component, DataChoice, Recipe
 from monai_diverse.report import Borderline, FeatureMap, Pictures, write_report
@@ -103,8 +104,10 @@ def run_demo(out: Path, config: DemoConfig) -> Iterator[DemoProgress]:
         detail = f"{last.arm}, seed {last.seed}: validation AUC {last.validation['auc']:.3f}"
         yield DemoProgress(stage="classify", share=len(runs) / (5 * len(config.classifier.seeds)), detail=detail)
     yield DemoProgress(stage="report", share=0, detail="drawing")
-    summary = _summary(config, job, bank, brute, data, runs) | {"seconds": time.perf_counter() - started}
-    write_report(out, summary, _pictures(job, bank, unscreened, data))
+    accepted, fresh = (job.screen.embed(drawn.images[:], drawn.labels) for drawn in (bank, unscreened))
+    summary = _summary(config, job, bank, brute, data, runs) | {"information": _information(job.screen, accepted, fresh)}
+    summary |= {"seconds": time.perf_counter() - started}
+    write_report(out, summary, _pictures(job, bank, accepted, fresh, data))
     summary |= {"seconds": time.perf_counter() - started}
     write_json(out / "summary.json", summary)
     yield DemoProgress(stage="report", share=1, detail=str(out / "report.html"))
@@ -180,13 +183,22 @@ def _yield(bank: SampleBank) -> dict[str, Any]:
     return Yield(drawn=bank.progress["drawn"], accepted=len(bank), nfe=bank.progress["nfe"]).as_json()
 
 
-def _pictures(job: Job, bank: SampleBank, unscreened: LabelledImages, data: BuiltinData) -> Pictures:
+def _information(screen: FittedScreen, accepted: Views, fresh: Views) -> dict[str, Any]:
+    """Scores of the bank and of as many unguided draws of the same classes; of all unguided draws if the bank is empty."""
+    samples = {"diverse": accepted, "random": fresh[: len(accepted)]} if len(accepted) else {"random": fresh}
+    reference, calibration = _labelled(screen.real.reference), _labelled(screen.real.calibration)
+    return describe_information({name: _labelled(views) for name, views in samples.items()}, reference, calibration)
+
+
+def _labelled(views: Views) -> LabelledFeatures:
+    return LabelledFeatures(features=views.features, labels=views.labels, groups=views.groups)
+
+
+def _pictures(job: Job, bank: SampleBank, accepted: Views, fresh: Views, data: BuiltinData) -> Pictures:
     real, screen = data.generator_train, job.screen
     order = np.argsort(-bank.scores["information_gain"], kind="stable") if len(bank) else np.empty(0, dtype=np.int64)
-    accepted = screen.embed(bank.images[:], bank.labels)[order]
-    fresh = screen.embed(unscreened.images, unscreened.labels)
+    accepted, shown = accepted[order], fresh[len(bank) :]
     guided = screen.embed(*_next_draws(job, bank))
-    shown = unscreened[np.arange(len(bank), len(unscreened))]
     nearest = screen.seen.nearest(accepted.features) if len(bank) else order
     return Pictures(
         real=real.images[_first_of_each(real.labels)],

@@ -268,9 +268,27 @@ def test_inspect_counts_what_survives_false_discovery_control(tmp_path: Path, ca
         assert (found["survive"], found["accepted"], found["tests"], found["rate"]) == (survive, 5, 10, rate)
         assert found["smallest_p_possible"] == 1 / 40
     assert main(["inspect", str(tmp_path / "bank"), "--fdr", "0.1"]) == 0
-    assert "5 of 5 samples stay novel; calibration allows no p-value below 0.025" in _lines(capsys)[0]
+    out, _ = _lines(capsys)
+    assert "5 of 5 samples stay novel; calibration allows no p-value below 0.025" in out
+    assert "that rate holds for independent draws" in out
+    assert "the rate is approximate for that too" not in out
     assert main(["inspect", str(tmp_path / "bank"), "--fdr", "5"]) == 2
     assert "--fdr: expected a share between 0 and 1, got 5" in _lines(capsys)[1][-1]
+
+
+def test_a_bank_that_stopped_when_full_says_so_beside_every_figure_that_suffers(
+    bank_with_controls: Path, recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full = str(tmp_path / "full")
+    assert main(["grow", str(recipe_file), "--out", full, "--size", "1"]) == 0
+    for bank, times in ((full, 1), (str(bank_with_controls), 0)):
+        capsys.readouterr()
+        assert main(["inspect", bank, "--fdr", "0.1", "--controls", "--count", "2"]) == 0
+        out, _ = _lines(capsys)
+        for says in ("the yield is a little too high", "the rate is approximate for that too", "and so the difference, is a little too high"):
+            assert out.count(says) == times, says
+    assert main(["inspect", full, "--fdr", "0.1", "--json"]) == 0
+    assert any("stopped at a full bank" in note for note in json.loads(_lines(capsys)[0])["false_discovery"]["notes"])
 
 
 def test_inspect_controls(bank_with_controls: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -319,6 +337,13 @@ def test_inspect_controls_says_if_the_screen_is_another(
     assert "generated" not in [row["name"] for row in controls["rows"]]
     assert controls["twins"] == 20
     assert controls["notes"][1].startswith("20 of 40 control images nearly repeat")
+    assert controls["notes"][1].endswith("they are a row of their own, and no part of the unseen ones")
+    rows = {row["name"]: row["drawn"] for row in controls["rows"]}
+    assert (rows["unseen real"], rows["unseen real, near-duplicates of known ones"]) == (20, 20)
+    np.savez(tmp_path / "twins.npz", test_images=twins[20:], test_labels=np.tile([[0], [1]], (10, 1)).astype(np.uint8))
+    assert main(["inspect", str(bank_with_controls), "--controls", "--count", "5", "--recipe", str(other)]) == 0
+    assert "20 of 20 control images nearly repeat" in (out := _lines(capsys)[0])
+    assert "no image is left to compare with" in out
     content["screen"]["arguments"]["components"] = 5
     other.write_text(json.dumps(content))
     assert main(["inspect", str(bank_with_controls), "--controls", "--count", "5", "--recipe", str(other)]) == 0
@@ -359,8 +384,24 @@ def test_inspect_controls_finds_moved_images_or_says_what_is_missing(
     capsys.readouterr()
     (home / "split.json").unlink()
     assert "split.json: expected the recipe's images there" in error(*few, "--folder", str(home))
-    assert "--out: expected --controls beside it" in error("--out", "x")
+    options = (("count", "5"), ("seed", "0"), ("allow", "os"), ("folder", "x"), ("recipe", "x"), ("out", "x"), ("other", "x"))
+    for name, value in options:
+        assert f"--{name}: expected --controls beside it, got none; add it" in error(f"--{name}", value)
+    assert not (tmp_path / "x").exists()
     assert "only one of --recipe and --folder" in error(*few, "--folder", "x", "--recipe", "y")
+
+
+def test_a_folder_that_cannot_be_made_is_known_before_anything_is_judged(
+    bank_with_controls: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def judged(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("monai_diverse.cli.bank.refit", judged)
+    (tmp_path / "file").write_text("")
+    capsys.readouterr()
+    assert main(["inspect", str(bank_with_controls), "--controls", "--out", str(tmp_path / "file" / "out")]) == 2
+    assert "cannot write" in _lines(capsys)[1][-1]
 
 
 def test_inspect_controls_of_a_bank_that_no_recipe_made(bank_with_controls: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

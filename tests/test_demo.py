@@ -8,6 +8,7 @@ import pytest
 from monai_diverse import SampleBank, __version__, demo
 from monai_diverse.demo import DemoConfig, demo_recipe, run_demo
 from monai_diverse.errors import BankMismatchError
+from monai_diverse.job import Job
 from monai_diverse.report import Pictures, write_report
 from monai_diverse.screening import Verdict
 from monai_diverse.sources.builtin import builtin_data
@@ -130,6 +131,27 @@ def test_map_places_the_reference_and_what_was_accepted(shown: Pictures, summary
     assert found.drawn["real"] == summary["references"]["sets"]["reference"]["shape"][0]
     assert found.drawn["accepted"] == summary["bank"]["size"]
     assert 0 < found.variance[1] <= found.variance[0] < 1
+
+
+def test_information_scores_stand_beside_those_of_unguided_draws_and_real_images(out: Path, summary: dict) -> None:
+    found, size = summary["information"], summary["bank"]["size"]
+    assert found["counts"]["diverse"] == found["counts"]["random"] == size
+    assert found["counts"]["calibration"] == summary["references"]["sets"]["calibration"]["shape"][0]
+    assert found["size"] == size
+    gains = {name: found["scores"]["information_gain"][name]["median"] for name in ("diverse", "random", "calibration")}
+    assert gains["diverse"] > gains["calibration"]
+    page = (out / "report.html").read_text()
+    assert "How much the samples add" in page
+    assert "data-processing inequality" in page
+
+
+def test_an_empty_bank_leaves_the_unguided_draws_to_describe() -> None:
+    job = Job.prepare(demo_recipe(SMALL))
+    data = builtin_data()
+    nothing = job.screen.embed(data.test.images[:0], data.test.labels[:0])
+    found = demo._information(job.screen, nothing, job.screen.embed(data.test.images[:30], data.test.labels[:30]))
+    assert list(found["counts"]) == ["random", "reference", "calibration"]
+    assert found["counts"]["random"] == 30
 
 
 def test_finished_demo_runs_again_from_its_bank(out: Path, summary: dict) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from monai_diverse import information
-from monai_diverse.information import InformationGain, neighbours, tables
+from monai_diverse.information import InformationGain, good_turing, neighbours, tables
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "information.md").read_text()
@@ -40,6 +40,7 @@ def test_every_score_is_on_the_page() -> None:
 def test_constants_are_as_stated() -> None:
     assert (neighbours.INDEX_FROM, neighbours.SAMPLE) == (50_000, 10_000)
     assert (tables.RECALL, tables.RECALL_K, tables.RECALL_SAMPLE, tables.MOST_PROBED) == (0.99, 5, 128, 0.25)
+    assert round(good_turing([2] * 500).high, 2) == 0.15
     far = InformationGain(np.zeros((1, 1)), lengthscale=1.0).gain([[100.0]])
     assert float(far[0]) == pytest.approx(1.2, abs=0.01)
 

@@ -202,10 +202,37 @@ def test_good_turing_is_unbiased_and_its_interval_covers() -> None:
     assert np.mean([f.value for f in found]) == pytest.approx(np.mean(truth), abs=0.005)
     covered = np.mean([f.low <= t <= f.high for f, t in zip(found, truth, strict=True)])
     assert 0.92 <= covered <= 0.98
-    assert good_turing([1, 1, 1]).high == 1
     by_hand = good_turing([1, 2, 2, 5], level=0.9)
     assert by_hand.value == pytest.approx(0.1)
     assert by_hand.high - 0.1 == pytest.approx(1.6448536 * np.sqrt(1 + 4 - 0.1) / 10, rel=1e-6)
+
+
+def test_good_turing_is_not_certain_where_no_code_or_every_one_occurs_once() -> None:
+    none, every = good_turing(np.full(100, 10), level=0.9), good_turing(np.ones(1000), level=0.9)
+    half = (1 + np.sqrt(2)) * np.sqrt(np.log(20) / 1000) + 0.001
+    assert (none.value, none.low, none.high) == (0, 0, pytest.approx(half))
+    assert (every.value, every.low, every.high) == (1, pytest.approx(1 - half), 1)
+    assert none.method == every.method == "McAllester-Ortiz"
+    for few in ([5, 5, 5], [1, 1, 1], [1]):
+        assert (good_turing(few).low, good_turing(few).high) == (0, 1)
+
+
+@pytest.mark.parametrize("tail", [0.02, 0.1, 0.3])
+def test_good_turings_bound_covers_where_normal_theory_is_sure_of_a_wrong_value(tail: float) -> None:
+    """A few common codes, and a tail of very many that none or all of the draws may meet once."""
+    rng, common, rare = np.random.default_rng(1), 4, 10**6
+    found = []
+    for n in (5, 20, 80):
+        for _ in range(300):
+            in_tail = rng.binomial(n, tail)
+            tails = np.unique(rng.integers(0, rare, in_tail), return_counts=True)[1]
+            counts = np.concatenate([rng.multinomial(n - in_tail, np.full(common, 1 / common)), tails])
+            missing = tail * (1 - len(tails) / rare) + (1 - tail) / common * (counts[:common] == 0).sum()
+            if (counts == 1).sum() in (0, n):
+                share = good_turing(counts)
+                found.append(share.low <= missing <= share.high)
+    assert len(found) > 20
+    assert np.mean(found) >= 0.95
 
 
 def test_unseen_mass_counts_codes_that_the_reference_lacks() -> None:
@@ -233,6 +260,40 @@ def test_unseen_mass_of_the_same_distribution_is_good_turings() -> None:
     missing, unseen = np.mean(found, axis=0)
     assert unseen == pytest.approx(missing, abs=0.015)
     assert missing > 0.02
+
+
+def patients(seed: int, count: int, images: int) -> LabelledFeatures:
+    """Patients of one law with some nearly equal images each."""
+    rng, groups = np.random.default_rng(seed), np.repeat(np.arange(count), images)
+    return labelled(rng.normal(size=(count, 4))[groups] + 0.05 * rng.normal(size=(count * images, 4)), groups)
+
+
+def test_unseen_mass_of_new_patients_is_good_turings_where_patients_repeat() -> None:
+    """TOLERANCE: .03, three standard errors of the mean of 40 shares, each of 60 patients."""
+    found = []
+    for seed in range(40):
+        samples = labelled(patients(seed + 2000, 60, 1).features)
+        described = describe_information(samples, patients(seed, 120, 4), patients(seed + 1000, 60, 3), settings=InformationSettings(seed=seed))
+        mass = described["scores"]["unseen_mass"]
+        found.append([described["good_turing"]["value"], mass["samples"]["value"], mass["calibration"]["value"]])
+    missing, samples_mass, calibration_mass = np.mean(found, axis=0)
+    assert missing > 0.05
+    assert samples_mass == pytest.approx(missing, abs=0.03)
+    assert calibration_mass == pytest.approx(missing, abs=0.03)
+
+
+def test_sets_are_compared_by_one_image_a_group() -> None:
+    reference, calibration = patients(0, 60, 2), patients(1, 20, 5)
+    apart = calibration.apart(7)
+    assert len(apart) == 20
+    rows = [np.flatnonzero((calibration.features == row).all(1)).item() for row in apart.features]
+    assert sorted(calibration.groups[rows].tolist()) == list(range(20))  # type: ignore[index]
+    np.testing.assert_array_equal(apart.labels, calibration.labels[rows])
+    assert rows != [np.flatnonzero((calibration.features == row).all(1)).item() for row in calibration.apart(8).features]
+    one = describe_information(apart, reference, calibration, settings=InformationSettings(seed=7))
+    assert one["size"] == 20
+    for name in set(one["scores"]) - {"information_gain", "surprisal_excess"}:
+        assert one["scores"][name]["samples"] == one["scores"][name]["calibration"], name
 
 
 def test_gain_of_a_set_is_the_log_determinant() -> None:
@@ -268,8 +329,10 @@ def test_description_tells_novel_samples_copies_and_new_patients_apart() -> None
     assert value["far"]["code_divergence"] > 1 > abs(value["patients"]["code_divergence"])
     assert value["repeated"]["code_entropy"] < 0.2 < value["patients"]["code_entropy"]
     assert value["repeated"]["vendi"] == pytest.approx(1, abs=1e-3)
-    assert value["repeated"]["nearest_information"] is None
-    assert value["copies"]["nearest_information"] > control["nearest_information"] + 0.5
+    assert (value["repeated"]["nearest_images"], value["repeated"]["nearest_entropy"]) == (1, 0)
+    assert (value["copies"]["nearest_images"], value["copies"]["nearest_entropy"]) == (80, pytest.approx(np.log(80)))
+    assert 1 < value["far"]["nearest_images"] < control["nearest_images"] < 80
+    assert 0 < value["far"]["nearest_entropy"] < control["nearest_entropy"] < np.log(80)
     assert value["far"]["unseen_mass"]["low"] > max(control["unseen_mass"]["value"], found["far"]["good_turing"]["value"])
     assert value["copies"]["unseen_mass"]["value"] == 0
     assert value["repeated"]["information_gain_of_set"] < value["patients"]["information_gain_of_set"] / 5
@@ -287,6 +350,19 @@ def test_description_is_json_with_units_of_equally_many() -> None:
     assert all(1 <= found["scores"][name][s] <= 25 for name in ("vendi", "rke") for s in ("samples", "calibration"))
 
 
+def test_several_sets_are_described_side_by_side() -> None:
+    reference, calibration, one, other = (labelled(normal(n, 3, seed)) for n, seed in ((120, 0), (40, 1), (30, 2), (50, 3)))
+    both = describe_information({"one": one, "other": other}, reference, calibration)
+    assert both["size"] == 30
+    assert both["counts"] == {"one": 30, "other": 50, "reference": 120, "calibration": 40}
+    assert all(list(cell)[2:] == ["one", "other", "calibration"] for cell in both["scores"].values())
+    alone = describe_information(one, reference, calibration)
+    for name in set(alone["scores"]) - {"unseen_mass"}:  # whose codebook is fitted on all sets together
+        assert both["scores"][name]["one"] == alone["scores"][name]["samples"]
+    with pytest.raises(DataError, match="another name than the real sets', got 'reference'"):
+        describe_information({"reference": one}, reference, calibration)
+
+
 def test_description_says_what_is_wrong() -> None:
     few = labelled(normal(10, 3))
     with pytest.raises(DataError, match="one width, got"):
@@ -295,6 +371,15 @@ def test_description_says_what_is_wrong() -> None:
         labelled(np.full((3, 2), np.nan))
     with pytest.raises(DataError, match="groups: expected one for each of 10 rows"):
         labelled(normal(10, 2), np.arange(3))
-    for wrong in ({"most": 0}, {"gain_noise": 0.0}, {"level": 1.5}):
+    for features, labels in (([[1.0]], np.zeros(1, np.int64)), (np.array([["a"]]), np.zeros(1, np.int64))):
+        with pytest.raises(DataError, match="features: expected a NumPy array of numbers"):
+            LabelledFeatures(features=features, labels=labels)  # type: ignore[arg-type]
+    for labels in ([0], np.array([0.5]), None):
+        with pytest.raises(DataError, match="labels: expected a NumPy array of whole numbers"):
+            LabelledFeatures(features=np.ones((1, 1)), labels=labels)  # type: ignore[arg-type]
+    for seed in (-1, 2**32, 0.5):
+        with pytest.raises(RecipeError, match="seed: expected a whole number from 0"):
+            Codebook(seed=seed)  # type: ignore[arg-type]
+    for wrong in ({"most": 0}, {"gain_noise": 0.0}, {"level": 1.5}, {"seed": -1}):
         with pytest.raises(RecipeError, match=f"{next(iter(wrong))}: expected"):
             InformationSettings(**wrong)

@@ -18,9 +18,11 @@ from PIL import Image
 from scipy.stats import binomtest
 
 from monai_diverse.errors import DataError
+from monai_diverse.information import LabelledFeatures, describe_information
 from monai_diverse.report import BREASTMNIST_ATTRIBUTION, Borderline, FeatureMap, Pictures, draw_figures, write_report
 from monai_diverse.report.figures import MAX_PAIRS
 from monai_diverse.report.map import MOST
+from monai_diverse.report.page import INFORMATION_NAMES
 from monai_diverse.report.style import significant
 from monai_diverse.report.words import (
     classifier_in_words,
@@ -28,6 +30,7 @@ from monai_diverse.report.words import (
     nearest_in_words,
     parity_in_words,
     references_in_words,
+    score_in_words,
     yields_in_words,
 )
 
@@ -360,6 +363,42 @@ def test_the_page_says_which_set_the_nearest_images_come_from(tmp_path: Path) ->
         assert f"Right: {nearest_in_words(nearest_set)}, by the screen's features." in text
         assert ("trained on: unknown" in text) == (nearest_set != "generator_train")
     assert len({nearest_in_words(name) for name in ("generator_train", "reference", None)}) == 3
+
+
+def information(accepted: int = 30, names: tuple[str, ...] = ("diverse", "random")) -> dict[str, Any]:
+    def some(seed: int, count: int) -> LabelledFeatures:
+        return LabelledFeatures(features=features(seed, count), labels=np.arange(count, dtype=np.int64) % 2)
+
+    return describe_information({name: some(i, accepted) for i, name in enumerate(names)}, some(5, 60), some(6, 40))
+
+
+def test_information_scores_are_shown_beside_those_of_real_images(written: tuple[Path, str], tmp_path: Path) -> None:
+    found = information()
+    text = text_of(write_report(tmp_path / "many", summary() | {"information": found}, pictures()).read_text(encoding="utf-8"))
+    row = found["scores"]["vendi"]
+    shown = " ".join(score_in_words(row[name]) for name in ("diverse", "random", "calibration"))
+    assert f"Vendi score images {shown} effective number of different images among 30" in text
+    assert f"surprisal of an image nats {score_in_words(found['scores']['surprisal_excess']['diverse'])}" in text
+    assert f"Of new patients, {score_in_words(found['good_turing'])} are to be expected" in text
+    for key in found["scores"]:
+        assert f"{INFORMATION_NAMES[key]} {found['scores'][key]['unit']}" in text
+    assert found["statement"] in text
+    assert "what is said of sets means little" not in text
+    assert "How much the samples add" not in text_of(written[1])
+    few = information(1, ("diverse", HOSTILE))
+    source = write_report(tmp_path / "few", summary() | {"information": few}, pictures()).read_text(encoding="utf-8")
+    assert "With 1 image of each set, what is said of sets means little" in text_of(source)
+    assert "script" not in Page(source).tags
+
+
+def test_every_information_score_has_a_name() -> None:
+    assert list(INFORMATION_NAMES) == list(information()["scores"])
+
+
+def test_information_scores_in_words() -> None:
+    assert score_in_words({"mean": 9.0, "q05": -1.234, "median": 0.5, "q95": 12.345}) == "0.50 (−1.23 to 12.3)"
+    assert score_in_words({"value": 0.1, "low": 0.0, "high": 0.256, "level": 0.95, "method": "exact"}) == "0.10 (0.00 to 0.26)"
+    assert [score_in_words(value) for value in (-0.001, 1.0, 12.345, 7, 80, None)] == ["0.00", "1.00", "12.3", "7", "80", "–"]
 
 
 def test_thresholds_stand_above_the_scores(tmp_path: Path) -> None:

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, shift
 from sklearn.covariance import LedoitWolf
 
 from monai_diverse.data import LabelledImages
 from monai_diverse.errors import DataError, RecipeError
 from monai_diverse.features import BlockExtractor, EfficientNetTextures, FeatureExtractor, PixelFeatures
-from monai_diverse.screening import Conformal, DuplicateGate, NoveltyGate, NoveltyScreen, OutlierGate, Real, Views
+from monai_diverse.screening import Conformal, CopyGate, DuplicateGate, NoveltyGate, NoveltyScreen, OutlierGate, Real, Views
 from monai_diverse.screening.calibrate import discoveries
 from monai_diverse.screening.profiles import foreground_share, otsu_threshold
 from monai_diverse.testing import ExtractorContract, synthetic_images, synthetic_real
@@ -187,3 +187,58 @@ def test_coverage_is_exact_on_exchangeable_images(alpha: float) -> None:
     exact = np.floor(alpha * 40) / 40
     error = 3.3 * np.sqrt(exact * (1 - exact) / 400)  # 99.9 %
     assert abs(np.mean(accepted) - exact) < error
+
+
+def _textured(count: int, side: int, seed: int) -> LabelledImages:
+    rng = np.random.default_rng(seed)
+    images = np.clip(0.5 + gaussian_filter(rng.normal(size=(count, 1, side, side)), (0, 0, side / 20, side / 20)) * side / 12, 0, 1)
+    return LabelledImages(images=images.astype(np.float32), labels=np.arange(count) % 2)
+
+
+@pytest.mark.parametrize("side", [28, 48, 64, 100])
+def test_copies_moved_by_any_part_of_a_pixel_are_copies(side: int) -> None:
+    """Up to one low-resolution pixel, in any direction, whatever moves in at the border."""
+    data, rng = _textured(60, side, 0), np.random.default_rng(1)
+    fitted = CopyGate().fit(_real(data, _textured(40, side, 7)))
+    cell = max(1.0, side / 32)
+    for move in rng.uniform(-cell, cell, (12, 2)):
+        moved = shift(data.images, (0, 0, *move), order=1, mode="constant", cval=float(rng.random()))
+        views = _blank(LabelledImages(images=np.clip(moved, 0, 1).astype(np.float32), labels=data.labels))
+        assert (fitted.score(views) > 1).mean() > 0.95
+    assert (fitted.score(_blank(_textured(60, side, 2))) > 1).mean() < 0.1
+
+
+def test_whole_windows_are_compared_not_repeated_edges() -> None:
+    data = _textured(50, 28, 3)
+    fitted = CopyGate().fit(_real(data, _textured(40, 28, 7)))
+    moved = np.random.default_rng(0).random(data.images.shape, dtype=np.float32)
+    moved[..., 1:, :-1] = data.images[..., :-1, 1:]
+    exact = fitted.score(_blank(LabelledImages(images=moved, labels=data.labels)))
+    assert (exact > 1e3).all()
+
+
+def test_images_without_groups_are_grouped_by_near_duplicates() -> None:
+    data, aside = _textured(60, 28, 0), _textured(40, 28, 1)
+    twins = LabelledImages(
+        images=np.concatenate([data.images, np.clip(data.images + 0.02 * np.random.default_rng(0).normal(size=data.images.shape), 0, 1)]),
+        labels=np.tile(data.labels, 2),
+    )
+    screen = NoveltyScreen(extractor=PixelFeatures(), components=6)
+    told = LabelledImages(images=twins.images, labels=twins.labels, groups=np.tile(np.arange(60), 2))
+    own, given = screen.fit(twins, aside), screen.fit(told, aside)
+    assert own.gates["copy"].admissible == pytest.approx(given.gates["copy"].admissible)
+    assert own.real.reference.groups is not None
+    alone = replace(screen, twin_correlation=None).fit(twins, aside)
+    assert alone.gates["copy"].admissible < 0.5 * own.gates["copy"].admissible
+    with pytest.raises(RecipeError, match="twin_correlation"):
+        NoveltyScreen(twin_correlation=1.5)
+
+
+def _blank(data: LabelledImages) -> Views:
+    """Views for gates that look at images alone."""
+    none = np.zeros((len(data), 1), np.float32)
+    return Views(images=data.images, labels=data.labels, groups=data.groups, pixels=none, features=none)
+
+
+def _real(reference: LabelledImages, calibration: LabelledImages) -> Real:
+    return Real(reference=_blank(reference), calibration=_blank(calibration))

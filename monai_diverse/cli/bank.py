@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,13 +11,19 @@ import numpy as np
 import typer
 
 from monai_diverse.bank import SampleBank
-from monai_diverse.cli.controls import judge_bank, notes, refit, write_controls
+from monai_diverse.cli.controls import judge_bank, notes, refit, twins_of, write_controls
 from monai_diverse.cli.main import app
 from monai_diverse.errors import BankError, RecipeError
 from monai_diverse.screening import Yield
 from monai_diverse.screening.calibrate import check_level, discoveries
+from monai_diverse.storage import make_folder
 
 Folder = Annotated[Path, typer.Argument(help="Folder of the bank.")]
+STOPPED = "growth stopped at a full bank, not after a fixed number of draws"
+APPROXIMATE = (
+    "that rate holds for independent draws, a number of them fixed beforehand, and calibration with one image a group; it is approximate for a bank:"
+    " a guide's draws depend on one another"
+)
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -26,8 +33,8 @@ def inspect(
     fdr: Annotated[float | None, typer.Option(help="Say how many samples keep their novelty at this false discovery rate, such as 0.1.")] = None,
     controls: Annotated[bool, typer.Option("--controls", help="Fit the screen again; judge unseen reals, noise, copies and so on.")] = False,
     other: Annotated[Path | None, typer.Option(help="With --controls: images of another modality, .npz or folder.")] = None,
-    count: Annotated[int, typer.Option(min=1, help="With --controls: images of each kind that is made, at most.")] = 500,
-    seed: Annotated[int, typer.Option(min=0, help="With --controls: of all that is random.")] = 0,
+    count: Annotated[int | None, typer.Option(min=1, help="With --controls: images of each kind that is made, at most (500).")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="With --controls: of all that is random (0).")] = None,
     recipe: Annotated[Path | None, typer.Option(help="With --controls: the recipe, if not the one in the bank.")] = None,
     folder: Annotated[Path | None, typer.Option(help="With --controls: where the relative paths of the bank's recipe start.")] = None,
     allow: Annotated[list[str] | None, typer.Option(help="With --controls: a package that the recipe may load classes from.")] = None,
@@ -35,16 +42,20 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Say what is in a bank: yields with intervals, rejections by reason, provenance; with --controls also what its screen makes of known images."""
-    _require_together(controls, {"other": other, "recipe": recipe, "folder": folder, "out": out})
+    options = {"other": other, "count": count, "seed": seed, "recipe": recipe, "folder": folder, "allow": allow or None, "out": out}
+    _require_together(controls, options)
     opened = SampleBank.open(bank)
     found = _described(opened)
     if fdr is not None:
         found["false_discovery"] = _false_discovery(opened, fdr)
     table: list[str] = []
     if controls:
+        if out is not None:
+            make_folder(out)  # first, since judging takes long
         fitted = refit(opened, recipe=recipe, folder=folder, allow=allow or ())
-        judged, remarks = judge_bank(opened, fitted, other=other, count=count, seed=seed), notes(fitted)
-        found["controls"] = judged.as_json() | {"same_screen": not fitted.differs, "twins": fitted.twins, "notes": remarks}
+        judged = judge_bank(opened, fitted, other=other, count=500 if count is None else count, seed=seed or 0)
+        remarks = notes(fitted, judged)
+        found["controls"] = judged.as_json() | {"same_screen": not fitted.differs, "twins": twins_of(judged), "notes": remarks}
         table = ["", judged.as_table(), *remarks]
         if out is not None:
             write_controls(out, judged, remarks)
@@ -62,7 +73,7 @@ def verify(bank: Folder, as_json: AsJson = False) -> None:
     typer.echo(f"{bank}: {len(opened)} samples, every shard as written")
 
 
-def _require_together(controls: bool, options: dict[str, Path | None]) -> None:
+def _require_together(controls: bool, options: Mapping[str, object]) -> None:
     given = [name for name, value in options.items() if value is not None]
     if given and not controls:
         raise RecipeError(f"--{given[0]}: expected --controls beside it, got none; add it")
@@ -98,11 +109,11 @@ def _in_words(bank: Path, found: dict[str, Any]) -> list[str]:
         )
         lines.append(f"unseen real images under the same screen: {_control(found['control'])}")
         if found["stopped"] == "size":
-            lines.append("growth stopped at a full bank, not after a fixed number of draws: the yield is a little too high, its interval approximate")
+            lines.append(f"{STOPPED}: the yield is a little too high, its interval approximate")
     lines += [f"rejected as {reason}: {count}" for reason, count in found["rejections"].items()]
     lines += [f"score {name}: {s['min']:.3g} to {s['max']:.3g}, median {s['median']:.3g}" for name, s in found["scores"].items()]
     if "false_discovery" in found:
-        lines.append(_discovered(found["false_discovery"]))
+        lines += [_discovered(found["false_discovery"]), *found["false_discovery"]["notes"]]
     lines.append(f"source: {found['source'].get('name')} (licence of its data: {found['source'].get('licence')})")
     return [*lines, *_references(found["features"]), f"fingerprint: {found['fingerprint']}"]
 
@@ -137,6 +148,7 @@ def _false_discovery(bank: SampleBank, rate: float) -> dict[str, Any]:
         "tests": drawn,
         "smallest_p_possible": 1 / (max(c["calibration_groups"] for c in categories) + 1),
         "smallest_p": float(p_values.min()) if len(p_values) else None,
+        "notes": [APPROXIMATE, f"{STOPPED}: the rate is approximate for that too"] if bank.progress.get("stopped") == "size" else [APPROXIMATE],
     }
 
 

@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from monai_diverse.bank import SampleBank
-from monai_diverse.data import FloatArray, LabelledImages, load_images, near_duplicate_groups
+from monai_diverse.data import LabelledImages, load_images
 from monai_diverse.errors import DataError, RecipeError
 from monai_diverse.recipe import BUILTIN, DataChoice, Recipe
 from monai_diverse.report.controls import controls_figure
 from monai_diverse.screening import FittedScreen, NoveltyScreen
+from monai_diverse.screening.control_cases import TWINS
 from monai_diverse.screening.controls import Controls, control_rows, drawn_row
 from monai_diverse.storage import make_folder, write_atomic, write_json
 
@@ -32,13 +32,13 @@ class Refit:
     Attributes:
         screen: fitted on the recipe's images.
         unseen: the recipe's control images.
-        twins: of those, how many nearly repeat an image that the screen was fitted on.
+        twin_correlation: pixels that correlate above this make near-duplicates among them.
         differs: what is not as in the bank's screen; empty if it is the same.
     """
 
     screen: FittedScreen
     unseen: LabelledImages
-    twins: int
+    twin_correlation: float
     differs: tuple[str, ...]
 
 
@@ -69,8 +69,7 @@ def refit(bank: SampleBank, *, recipe: Path | None, folder: Path | None, allow: 
     real = {name: choice.load(chosen.folder) for name, choice in choices.items()}
     unseen = real.pop("control")
     screen = settings.fit(real.get("reference"), real["calibration"], real.get("generator_train"))
-    twins = _twins(unseen.images, [data.images for data in real.values()], chosen.control.twin_correlation)
-    return Refit(screen=screen, unseen=unseen, twins=twins, differs=_differences(bank, screen))
+    return Refit(screen=screen, unseen=unseen, twin_correlation=chosen.control.twin_correlation, differs=_differences(bank, screen))
 
 
 def judge_bank(bank: SampleBank, found: Refit, *, other: Path | None, count: int, seed: int) -> Controls:
@@ -83,22 +82,38 @@ def judge_bank(bank: SampleBank, found: Refit, *, other: Path | None, count: int
     rows = []
     if not found.differs and progress.get("drawn"):
         rows.append(drawn_row(drawn=progress["drawn"], rejections=progress["rejections"], nfe=progress.get("nfe")))
+    judged = control_rows(found.screen, found.unseen, other=foreign, count=count, seed=seed, twin_correlation=found.twin_correlation)
     with tqdm(desc="controls", bar_format="{desc}: {n_fmt} kinds, {elapsed}{postfix}") as bar:
-        for row in control_rows(found.screen, found.unseen, other=foreign, count=count, seed=seed):
+        for row in judged:
             rows.append(row)
             bar.update()
             bar.set_postfix_str(row.name)
-    return Controls(rows=tuple(rows), count=count, seed=seed, screen=found.screen.fingerprint, against=found.screen.against)
+    return Controls(
+        rows=tuple(rows),
+        count=count,
+        seed=seed,
+        screen=found.screen.fingerprint,
+        against=found.screen.against,
+        stopped_at_size=progress.get("stopped") == "size",
+    )
 
 
-def notes(found: Refit) -> list[str]:
+def twins_of(controls: Controls) -> int:
+    """Control images that nearly repeat an image that the screen was fitted on, with the rest of their groups."""
+    return sum(row.result.drawn for row in controls.rows if row.name == TWINS)
+
+
+def notes(found: Refit, controls: Controls) -> list[str]:
     """What a reader of the controls must know of how they came about."""
     lines = []
     if found.differs:
         what = " and ".join(found.differs)
         lines.append(f"the screen was fitted again, but is not the bank's: other {what}; so what the bank drew is no row here")
-    if found.twins:
-        lines.append(f"{found.twins} of {len(found.unseen)} control images nearly repeat an image that the screen was fitted on: unseen in name only")
+    twins = twins_of(controls)
+    if twins:
+        who = f"{twins} of {len(found.unseen)} control images nearly repeat an image that the screen was fitted on"
+        rest = "no image is left to compare with" if twins == len(found.unseen) else "they are a row of their own, and no part of the unseen ones"
+        lines.append(f"{who}: unseen in name only; {rest}")
     return lines
 
 
@@ -129,11 +144,6 @@ def _require_there(choice: DataChoice, folder: Path) -> None:
     if absent:
         hint = "the bank's recipe names files relative to its own folder: say where that is with --folder DIR or --recipe RECIPE.yaml"
         raise DataError(f"{absent[0]}: expected the recipe's images there, got no such file or folder; {hint}")
-
-
-def _twins(unseen: FloatArray, known: Sequence[FloatArray], correlation: float) -> int:
-    groups = near_duplicate_groups(np.concatenate([unseen, *known]), correlation)
-    return int(np.isin(groups[: len(unseen)], groups[len(unseen) :]).sum())
 
 
 def _differences(bank: SampleBank, screen: FittedScreen) -> tuple[str, ...]:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from monai_diverse.data import FloatArray
 from monai_diverse.errors import DataError, RecipeError
+from monai_diverse.features.identity import identity_of
 from monai_diverse.features.planes import Planes
-from monai_diverse.storage import fingerprint_of, sha256_of
+from monai_diverse.storage import fingerprint_of
 
 
 class ModuleFeatures:
@@ -29,14 +30,14 @@ class ModuleFeatures:
         module: takes a float tensor (n, channels, *spatial).
         layer: dotted name of the submodule whose output is taken, as in `module.get_submodule`; None: the module's own.
         preprocess: applied to the float32 batch in [0, 1] before the module: normalisation, resizing. An `nn.Module`, such as
-            `Normalise`, is copied and hashed as the module is; the code of any other callable cannot be hashed, so give it a new
-            `__name__` when its meaning changes.
+            `Normalise`, is copied and hashed as the module is, a function is hashed with its code and what it reads, both when they are given.
         planes: for a 2D module: how slices and channels of other images become what it takes; None: images go in as they are.
         batch_size: images (with `planes`: planes) at a time.
         name: what reports call it; None: the module's class and the layer.
 
     Raises:
-        RecipeError: unknown layer, or a batch size below 1.
+        RecipeError: unknown layer, a batch size below 1, or a `preprocess` that cannot be hashed: `functools.partial`, a bound method, an
+            object that is called.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class ModuleFeatures:
             raise RecipeError(f"layer: expected a submodule of {type(module).__name__} such as {names[:5]}, got {layer!r}")
         self._module = _frozen(module)
         self._layer = layer
+        self._identity = {"module": identity_of(self._module), "preprocess": None if preprocess is None else identity_of(preprocess)}
         self._preprocess = _frozen(preprocess).to(self._device) if isinstance(preprocess, nn.Module) else preprocess
         self._planes = planes
         self._batch_size = batch_size
@@ -71,17 +73,10 @@ class ModuleFeatures:
     def fingerprint(self) -> str:
         """Hash of all that decides the vectors: module, layer, `preprocess`, `planes`.
 
-        Of a module count its weights and buffers, its printed structure, and the numbers among its public attributes; a setting of another
-        kind must show in its `extra_repr`.
+        What counts of a module and of a function says `identity_of`; an attribute of another kind must show in the module's `extra_repr`.
         """
-        preprocess: Any = self._preprocess
-        if isinstance(preprocess, nn.Module):
-            preprocess = _described(preprocess)
-        elif preprocess is not None:
-            preprocess = getattr(preprocess, "__qualname__", type(preprocess).__qualname__)
         planes = None if self._planes is None else asdict(self._planes)
-        parts = {"extractor": self.name, "module": _described(self._module), "preprocess": preprocess, "planes": planes}
-        return fingerprint_of(parts)
+        return fingerprint_of({"extractor": self.name, "planes": planes, **self._identity})
 
     def __call__(self, images: FloatArray) -> FloatArray:
         """Turns (n, channels, *spatial) in [0, 1] into float32 (n, d).
@@ -143,21 +138,3 @@ def _pooled(caught: list[Any], count: int, name: str) -> Tensor:
     if output.ndim == 3:
         return output.mean(1)
     return output.flatten(2).mean(2) if output.ndim > 3 else output
-
-
-def _described(module: nn.Module) -> dict[str, Any]:
-    """What decides a module's output, as JSON; tensors as hashes."""
-    # buffers that are not stored take part in the output too
-    tensors = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
-    numbers = {
-        f"{path}.{key}": value if isinstance(value, bool | int) else repr(value)
-        for path, part in module.named_modules()
-        for key, value in vars(part).items()
-        if isinstance(value, bool | int | float) and key != "training" and not key.startswith("_")
-    }
-    hashes = {name: f"{value.dtype} {tuple(value.shape)} {sha256_of(_bytes_of(value))}" for name, value in tensors.items()}
-    return {"structure": repr(module), "numbers": numbers, "tensors": hashes}
-
-
-def _bytes_of(value: Tensor) -> bytes:
-    return value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()

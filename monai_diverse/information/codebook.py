@@ -17,13 +17,19 @@ IN_BATCHES_FROM = 20_000
 """Rows from which on k-means sees batches of them."""
 
 
+def require_seed(seed: int) -> None:
+    """Raises RecipeError unless k-means takes `seed`."""
+    if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
+        raise RecipeError(f"seed: expected a whole number from 0 to 2^32 - 1, got {seed!r}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Codebook:
     """Settings of a codebook.
 
     Attributes:
         codes: centres; None: the square root of the rows that it is fitted on, 2 to 64. Lowered to the number of rows that differ.
-        seed: of k-means.
+        seed: of k-means, 0 to 2^32 - 1.
     """
 
     codes: int | None = None
@@ -32,6 +38,7 @@ class Codebook:
     def __post_init__(self) -> None:
         if self.codes is not None and self.codes < 1:
             raise RecipeError(f"codes: expected at least 1, got {self.codes}")
+        require_seed(self.seed)
 
     def fit(self, reference: npt.ArrayLike) -> FittedCodebook:
         """Finds the centres by k-means (Lloyd; from 20,000 rows on in batches, Sculley, WWW 2010).

@@ -42,6 +42,9 @@ def good_turing(reference: npt.ArrayLike, *, level: float = 0.95) -> Share:
     """Missing mass of the reference: the share of new images of its kind whose code it lacks, N1 / n (Good 1953).
 
     N1 is the number of codes that occur once. Interval: N1 / n +- z sqrt(N1 + 2 N2 - N1^2 / n) / n (Esty, Ann. Stat. 1983), within [0, 1].
+    That is normal theory, of width 0 where no code or every one occurs once. There: N1 / n +- ((1 + sqrt 2) sqrt(log(2 / (1 - level)) / n) + 1 / n),
+    which holds at any n, for any distribution, and is wide: within sqrt(log(2 / a) / n) the missing mass is near its mean (McAllester & Ortiz, JMLR
+    2003) and within sqrt(2 log(2 / a) / n) N1 / n is near its own (McDiarmid 1989), each but for a share a / 2; the means differ by at most 1 / n.
 
     Args:
         reference: counts (codes,), not all 0; of groups rather than images, where images of a group are alike.
@@ -54,9 +57,12 @@ def good_turing(reference: npt.ArrayLike, *, level: float = 0.95) -> Share:
     _check(level)
     counts = _counts("reference", reference)
     n, once, twice = int(counts.sum()), int((counts == 1).sum()), int((counts == 2).sum())
-    half = float(norm.ppf(0.5 + level / 2)) * np.sqrt(max(once + 2 * twice - once**2 / n, 0)) / n
+    if once in (0, n):
+        half, method = (1 + 2**0.5) * np.sqrt(np.log(2 / (1 - level)) / n) + 1 / n, "McAllester-Ortiz"
+    else:
+        half, method = norm.ppf(0.5 + level / 2) * np.sqrt(max(once + 2 * twice - once**2 / n, 0)) / n, "Esty"
     value = once / n
-    return Share(value=value, low=max(0.0, value - half), high=min(1.0, value + half), level=level, method="Esty")
+    return Share(value=value, low=max(0.0, value - float(half)), high=min(1.0, value + float(half)), level=level, method=method)
 
 
 def unseen_mass(samples: npt.ArrayLike, reference: npt.ArrayLike, *, level: float = 0.95) -> Share:

@@ -22,6 +22,7 @@ from monai_diverse.report.words import (
     nearest_in_words,
     parity_in_words,
     references_in_words,
+    score_in_words,
     yields_in_words,
 )
 from monai_diverse.storage import make_folder, write_atomic
@@ -41,7 +42,22 @@ REASON_MEANINGS = {
     "duplicate": "repeats a sample that was accepted before",
 }
 SCORE_NAMES = REASON_NAMES | {"information_gain": "information gain (nats)", "surprisal": "surprisal (nats)"}
+INFORMATION_NAMES = {
+    "information_gain": "information gain of an image",
+    "information_gain_of_set": "information gain of all",
+    "surprisal_excess": "surprisal of an image",
+    "code_entropy": "entropy of clusters",
+    "code_divergence": "divergence of clusters",
+    "code_label_information": "information of cluster and class",
+    "nearest_entropy": "entropy of nearest images",
+    "nearest_images": "different nearest images",
+    "vendi": "Vendi score",
+    "rke": "RKE modes",
+    "unseen_mass": "share in new clusters",
+}
+SET_NAMES = {"diverse": "diverse (accepted)", "random": "random (no guide), unscreened", "calibration": "calibration (real)"}
 _REQUIRED = ("version", "seed", "quick", "seconds", "environment", "yield", "rejections", "classifier", "comparisons", "bank")
+_OPTIONAL = ("recipe", "provenance", "rejections_random", "classifier_without_twins", "thresholds", "information")
 
 
 def write_report(out: Path, summary: Mapping[str, Any], pictures: Pictures, *, attribution: Sequence[str] = BREASTMNIST_ATTRIBUTION) -> Path:
@@ -53,7 +69,7 @@ def write_report(out: Path, summary: Mapping[str, Any], pictures: Pictures, *, a
             classifier (arm -> metric -> mean and ci95), comparisons (diverse_vs_CONTROL -> metric -> mean and ci95) and bank (path, size,
             fingerprint). Shown if there: rejections_random, classifier_without_twins (as classifier, and the number of test images in
             "images"), heldout_real_with_twins (in yield), references (see `references_in_words`), thresholds (of each gate by its
-            reason), recipe and provenance. An interval may be [None, None].
+            reason), information (see `describe_information`), recipe and provenance. An interval may be [None, None].
         pictures: the images to show.
         attribution: one paragraph a source of data that must be named.
 
@@ -86,6 +102,7 @@ def _render(summary: Mapping[str, Any], pictures: Pictures, figures: Mapping[str
         "pretty": _pretty,
         "count": lambda n: f"{n:,}",
         "words": difference_in_words,
+        "information": score_in_words,
         "score": _score,
         "rounded": significant,
         "difference": _difference,
@@ -93,7 +110,9 @@ def _render(summary: Mapping[str, Any], pictures: Pictures, figures: Mapping[str
     yields = summary["yield"]
     pairs = (("diverse samples", "held-out real images", "heldout_real"), ("diverse samples", "unguided random samples", "random"))
     page: str = environment.from_string(resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")).render(
-        summary={"recipe": {}, "provenance": {}, "rejections_random": {}, "classifier_without_twins": {}, "thresholds": {}} | dict(summary),
+        summary={key: {} for key in _OPTIONAL} | dict(summary),
+        information_names=INFORMATION_NAMES,
+        set_names=SET_NAMES,
         references=references_in_words(summary["references"], pictures.class_names) if "references" in summary else [],
         nearest=nearest_in_words(pictures.nearest_set),
         volumes=pictures.real.ndim == 5,

@@ -93,6 +93,22 @@ def parity_in_words(diverse: Mapping[str, Any], heldout: Mapping[str, Any]) -> s
     return f"Parity is {significant(ratio, 2)}; dividing the ends of the two intervals gives a range from {bottom} to {top}."
 
 
+def score_in_words(value: float | Mapping[str, Any] | None) -> str:
+    """A score of `describe_information`: a number, a share with its interval, or the median of single images with their quantiles."""
+    if value is None:
+        return "–"
+    if not isinstance(value, Mapping):
+        return _rounded(value)
+    middle, low, high = ("value", "low", "high") if "value" in value else ("median", "q05", "q95")
+    return f"{_rounded(value[middle])} ({_rounded(value[low])} to {_rounded(value[high])})"
+
+
+def _rounded(value: float) -> str:
+    # a difference of entropies scatters about 0: digits beyond the hundredths say nothing
+    text = significant(value, 3) if isinstance(value, int) or abs(value) >= 10 else f"{value:.2f}"
+    return (text.removeprefix("-") if float(text) == 0 else text).replace("-", "−")
+
+
 def _counted(summary: Mapping[str, Any], class_names: Sequence[str]) -> str:
     counts = ", ".join(f"{count:,} {name}" for count, name in zip(summary["class_counts"], class_names, strict=False))
     mirrored = "; mirrored copies included" if summary.get("mirrored") else ""

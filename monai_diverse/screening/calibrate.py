@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -39,9 +40,14 @@ class Conformal:
 
     @classmethod
     def fit(cls, scores: npt.ArrayLike, groups: IntArray | None = None) -> Conformal:
-        """Takes calibration scores (n,), higher is stranger, and their groups (n,)."""
-        values = np.asarray(scores, np.float64)
+        """Takes calibration scores (n,), higher is stranger, and their groups (n,).
+
+        Raises:
+            DataError: NaN among the scores, or groups that are not as many.
+        """
+        values = _checked(scores)
         ids = np.arange(len(values)) if groups is None else groups
+        _require_length("groups", ids, len(values))
         _, place, sizes = np.unique(ids, return_inverse=True, return_counts=True)
         order = np.argsort(values, kind="stable")
         weights = (1 / sizes)[place][order] if len(values) else values
@@ -50,8 +56,12 @@ class Conformal:
         return cls(ascending=values[order], above=above, groups=len(sizes))
 
     def p_values(self, scores: npt.ArrayLike) -> DoubleArray:
-        """p-values (m,) of scores (m,), in [1 / (groups + 1), 1]; small means strange."""
-        first = np.searchsorted(self.ascending, np.asarray(scores, np.float64) - TIE, side="left")
+        """p-values (m,) of scores (m,), in [1 / (groups + 1), 1]; small means strange.
+
+        Raises:
+            DataError: NaN among the scores.
+        """
+        first = np.searchsorted(self.ascending, _checked(scores) - TIE, side="left")
         p: DoubleArray = (1 + self.above[first]) / (self.groups + 1)
         return p
 
@@ -73,8 +83,14 @@ class ClassConformal:
 
     @classmethod
     def fit(cls, scores: npt.ArrayLike, labels: IntArray, groups: IntArray, *, classes: Sequence[int], minimum: int) -> ClassConformal:
-        """Takes calibration scores, labels and groups, all (n,), the classes there are, and how many groups a category needs."""
-        values = np.asarray(scores, np.float64)
+        """Takes calibration scores, labels and groups, all (n,), the classes there are, and how many groups a category needs.
+
+        Raises:
+            DataError: NaN among the scores, or labels or groups that are not as many.
+        """
+        values = _checked(scores)
+        _require_length("labels", labels, len(values))
+        _require_length("groups", groups, len(values))
         members = _categories(labels, groups, classes, minimum)
         masks = [np.isin(labels, m) for m in members]
         return cls(members=members, conformal=tuple(Conformal.fit(values[m], groups[m]) for m in masks))
@@ -85,8 +101,13 @@ class ClassConformal:
         return min(c.groups for c in self.conformal)
 
     def p_values(self, scores: npt.ArrayLike, labels: IntArray) -> DoubleArray:
-        """p-values (m,) of scores (m,) in the categories of their labels (m,), which must be known ones."""
-        values = np.asarray(scores, np.float64)
+        """p-values (m,) of scores (m,) in the categories of their labels (m,), which must be known ones.
+
+        Raises:
+            DataError: NaN among the scores, or labels that are not as many.
+        """
+        values = _checked(scores)
+        _require_length("labels", labels, len(values))
         p = np.ones(len(values))
         for members, conformal in zip(self.members, self.conformal, strict=True):
             chosen = np.isin(labels, members)
@@ -122,7 +143,7 @@ def calibration_limit(values: npt.ArrayLike, share: float, groups: IntArray | No
         groups: (n,); None: every value its own.
 
     Raises:
-        DataError: no values.
+        DataError: no values, NaN among them, or groups that are not as many.
     """
     fitted = Conformal.fit(values, groups)
     if not len(fitted.ascending):
@@ -135,9 +156,11 @@ def calibration_limit(values: npt.ArrayLike, share: float, groups: IntArray | No
 def discoveries(p_values: npt.ArrayLike, rate: float) -> npt.NDArray[np.bool_]:
     """Which of a batch of p-values stay significant when the share of false ones among them is to be bounded.
 
-    Benjamini & Hochberg (1995): of the accepted, the expected share that are no stranger than the calibration images is at most `rate`.
+    Benjamini & Hochberg (1995): of those kept, the expected share that are no stranger than the calibration images is at most `rate`.
     Conformal p-values from one calibration set depend on one another positively, for which the bound holds (Bates et al., Annals of
-    Statistics 2023, theorem 2). What was rejected for other reasons counts as p = 1.
+    Statistics 2023, theorem 2) if images are drawn independently, in a number fixed beforehand, and calibration has one image a group.
+    Where a guide's draws depend on one another, growth stopped at a full bank, groups have several images, or what other gates rejected counts
+    as p = 1, the rate is approximate.
 
     Args:
         p_values: (m,) in [0, 1], of all that were judged.
@@ -148,9 +171,14 @@ def discoveries(p_values: npt.ArrayLike, rate: float) -> npt.NDArray[np.bool_]:
 
     Raises:
         RecipeError: a rate outside (0, 1).
+        DataError: p-values that are not in [0, 1].
     """
     check_level("rate", rate)
     values = np.asarray(p_values, np.float64)
+    outside = values[~((values >= 0) & (values <= 1))]
+    if values.ndim != 1 or len(outside):
+        got = f"{outside[0]:g} among {values.size}" if len(outside) else f"shape {values.shape}"
+        raise DataError(f"p_values: expected values (m,) in [0, 1], got {got}; give one p-value a judged image")
     if not len(values):
         return np.zeros(0, bool)
     kept: npt.NDArray[np.bool_] = false_discovery_control(values) <= rate + 1e-12
@@ -161,6 +189,19 @@ def check_level(name: str, value: float) -> None:
     """Raises RecipeError unless `value` is a share strictly between 0 and 1."""
     if not 0 < value < 1:
         raise RecipeError(f"{name}: expected a share between 0 and 1, got {value}")
+
+
+def _checked(scores: npt.ArrayLike) -> DoubleArray:
+    values = np.asarray(scores, np.float64)
+    if values.ndim != 1 or np.isnan(values).any():
+        got = f"shape {values.shape}" if values.ndim != 1 else f"NaN in {int(np.isnan(values).sum())} of {len(values)}"
+        raise DataError(f"scores: expected a number an image, got {got}; look for NaN in the images and in the extractor's features")
+    return values
+
+
+def _require_length(name: str, values: npt.NDArray[Any], count: int) -> None:
+    if np.shape(values) != (count,):
+        raise DataError(f"{name}: expected shape ({count},), one a score, got {np.shape(values)}")
 
 
 def _categories(labels: IntArray, groups: IntArray, classes: Sequence[int], minimum: int) -> tuple[tuple[int, ...], ...]:

@@ -8,6 +8,8 @@ from itertools import product
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
+from torch.nn import functional
 
 from monai_diverse.data import FloatArray, IntArray
 from monai_diverse.errors import RecipeError
@@ -23,15 +25,16 @@ WORST = 1e6
 class CopyGate:
     """Rejects what is closer to an image of `generator_train` than those images are to one another, in low-resolution pixels.
 
-    Distance: sqrt(2 - 2 r), r Pearson's correlation, the smallest over shifts by up to `max_shift` low-resolution pixels along each axis
-    (edges repeated): a copy that is moved a little is a copy. The closest admissible distance is the `quantile` of the
+    Distance: sqrt(2 - 2 r), r Pearson's correlation between the middle of the training image, a border of `max_shift` low-resolution pixels left
+    out, and a window of that size of the sample; the smallest over all windows, half a low-resolution pixel apart where the image has that
+    detail. So a copy that is moved a little is a copy, by whatever fraction of a pixel. The closest admissible distance is the `quantile` of the
     same distance between groups of `generator_train`. Where that set is unknown, the reference stands in for it, and the notes say so.
 
     Attributes:
         quantile: share of the training images whose own nearest neighbour may be closer.
         floor: the admissible distance is never below this, so that a training set that repeats itself does not make copies
             admissible; .1 is a correlation of .995.
-        max_shift: in pixels of the low resolution, along every spatial axis.
+        max_shift: in pixels of the low resolution, along every spatial axis; less where an image has fewer than four pixels more than twice that.
         side: largest side of the low resolution.
         sample: the quantile is taken over so many training images, evenly spaced, or over all where there are fewer.
     """
@@ -57,7 +60,7 @@ class CopyGate:
         Raises:
             DataError: fewer than two groups of images.
         """
-        index = Neighbours(next(_shifted(real.seen.images, self.side, 0)), real.seen.groups)
+        index = Neighbours(_middle(real.seen.images, self), real.seen.groups)
         rows = np.unique(np.linspace(0, len(index) - 1, min(self.sample, len(index))).round().astype(np.int64))
         between = _distance(index, real.seen.images[rows], self, leave_out=real.seen.group_ids[rows])
         admissible = max(self.floor, float(np.quantile(between, self.quantile)))
@@ -93,20 +96,57 @@ class FittedCopies:
 
 
 def _distance(index: Neighbours, images: FloatArray, settings: CopyGate, leave_out: IntArray | None = None) -> DoubleArray:
-    """Distance (n,) to the nearest image of the index, the smallest over shifts."""
+    """Distance (n,) to the nearest image of the index, the smallest over windows."""
     best = np.full(len(images), np.inf)
-    for pixels in _shifted(images, settings.side, settings.max_shift):
-        best = np.minimum(best, index.distances(pixels, 1, leave_out=leave_out)[:, 0])
+    for window in _windows(images, settings):
+        best = np.minimum(best, index.distances(window, 1, leave_out=leave_out)[:, 0])
     return best
 
 
-def _shifted(images: FloatArray, side: int, most: int) -> Iterator[FloatArray]:
-    """Standardised low-resolution pixels (n, p) at every shift by -most..most along each spatial axis."""
-    coarse = PixelFeatures(max_side=side, average_channels=True, standardise=False)
-    standardise = PixelFeatures()
-    size = tuple(min(side, length) for length in images.shape[2:])
-    low = coarse(images).reshape(len(images), 1, *size)
-    padded = np.pad(low, [(0, 0), (0, 0), *[(most, most)] * len(size)], mode="edge")
-    for start in product(range(2 * most + 1), repeat=len(size)):
-        window = tuple(slice(first, first + length) for first, length in zip(start, size, strict=True))
-        yield standardise(np.ascontiguousarray(padded[(slice(None), slice(None), *window)]))
+@dataclass(frozen=True)
+class _Axis:
+    """One spatial axis: `steps` places to a low-resolution pixel, so many pixels in a window, so many places where it can start."""
+
+    places: int
+    steps: int
+    pixels: int
+    starts: int
+
+    @classmethod
+    def of(cls, length: int, settings: CopyGate) -> _Axis:
+        steps = 2 if length > settings.side else 1
+        cells = min(length, settings.side)
+        shift = max(0, min(settings.max_shift, (cells - 2) // 2))
+        return cls(places=cells * steps, steps=steps, pixels=cells - 2 * shift, starts=2 * shift * steps + 1)
+
+    def window(self, start: int) -> slice:
+        return slice(start, start + (self.pixels - 1) * self.steps + 1, self.steps)
+
+
+def _middle(images: FloatArray, settings: CopyGate) -> FloatArray:
+    """Standardised low-resolution pixels (n, p) of the middle of each image."""
+    cells, axes = _cells(images, settings)
+    return _standardised(cells, [axis.window(axis.starts // 2) for axis in axes])
+
+
+def _windows(images: FloatArray, settings: CopyGate) -> Iterator[FloatArray]:
+    """The same of every window of each image."""
+    cells, axes = _cells(images, settings)
+    for starts in product(*(range(axis.starts) for axis in axes)):
+        yield _standardised(cells, [axis.window(start) for axis, start in zip(axes, starts, strict=True)])
+
+
+def _cells(images: FloatArray, settings: CopyGate) -> tuple[FloatArray, list[_Axis]]:
+    """Means (n, 1, *starts) of the low-resolution pixels that start at each place, the channels averaged."""
+    axes = [_Axis.of(length, settings) for length in images.shape[2:]]
+    grey = images.mean(axis=1, keepdims=True, dtype=np.float32)
+    if not len(grey):
+        return grey[(slice(None), slice(None), *(slice(axis.places - axis.steps + 1) for axis in axes))], axes
+    places = functional.interpolate(torch.from_numpy(grey), size=[axis.places for axis in axes], mode="area")
+    pool = functional.avg_pool2d if len(axes) == 2 else functional.avg_pool3d
+    cells: FloatArray = pool(places, [axis.steps for axis in axes], stride=1).numpy()
+    return cells, axes
+
+
+def _standardised(cells: FloatArray, window: list[slice]) -> FloatArray:
+    return PixelFeatures()(np.ascontiguousarray(cells[(slice(None), slice(None), *window)]))

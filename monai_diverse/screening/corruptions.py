@@ -31,9 +31,9 @@ class Corruption:
 
     Attributes:
         name: such as `white noise`.
-        expected: in words, what a screen should make of such images.
+        expected: in words, what a screen should make of such images; `{seen}` stands for which image a near-copy is of.
         at_most: the share of them that a screen which does what it says accepts at most; None: nothing is promised.
-        near_copy: made of images that the generator saw, and to be known again; else of unseen ones.
+        near_copy: made of images that copies are judged against, and to be known again; else of unseen ones.
         variants: how many different images it makes of one of shape (channels, *spatial); None: as many as are asked for.
         apply: (image float32 (channels, *spatial) in [0, 1], variant from 0, random numbers) to an image of the same shape and range.
     """
@@ -124,7 +124,7 @@ def _one(shape: tuple[int, ...]) -> int:
 
 
 NEGATIVE = "none: no image of this kind"
-COPY = "none: an image that the generator saw, hardly changed"
+COPY = "none: an image {seen}, hardly changed"
 ROTATED = "not rejected by design: real images, turned"
 
 CORRUPTIONS = (

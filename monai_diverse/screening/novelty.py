@@ -9,35 +9,40 @@ import numpy as np
 
 from monai_diverse.data import FloatArray
 from monai_diverse.errors import DataError, RecipeError
+from monai_diverse.information.cells import evenly_spaced
 from monai_diverse.information.neighbours import DoubleArray, Neighbours
 from monai_diverse.screening.calibrate import ClassConformal, check_level, groups_needed, require_groups
 from monai_diverse.screening.views import Real, Views, require_known
 
 SMALLEST = 1e-12
+SAMPLE = 10_000
+"""Reference images that typical distances are taken over, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoveltyGate:
     """Accepts what is farther from the reference than nearly all unseen real images of its class are, in the feature view.
 
-    Nonconformity: log of the distance d_k to the k-th nearest reference image, whatever its class, less the log of the reference's median d_k
-    between groups; the smallest over the `neighbours` k. Its conformal p-value among the calibration images of the class is the score. So of
-    unseen *real* images at most a share `alpha` is accepted: the yardstick for generated ones.
+    Nonconformity: log of the distance d_k to the k-th nearest reference image, whatever its class, less the log of the median d_k (between groups)
+    of the reference images of the nearest one's class; the smallest over the `neighbours` k. Its conformal p-value among the calibration
+    images of the sample's class is the score. So of unseen *real* images at most a share `alpha` is accepted: the yardstick for generated ones.
 
-    Of all classes, because an image that shows what another class shows is a wrong label rather than something new. With k = 5 alone, a
-    shifted copy of an isolated reference image would be as novel as that image is among the others; with k = 1 alone, a single
-    odd reference image would hide a whole region. Novel is what is far in both.
+    Of all classes, because an image that shows what another class shows is a wrong label rather than something new; and measured against the
+    class that it lies in, because images of one class may lie farther apart than those of another. With k = 5 alone, a shifted copy of an
+    isolated reference image would be as novel as that image is among the others; with k = 1 alone, a single odd reference image would
+    hide a whole region. Novel is what is far in both.
 
     Attributes:
         alpha: accepted when p <= alpha.
         neighbours: each k; lowered for a smaller reference.
-        min_per_class: calibration groups from which on a class is calibrated on its own; smaller classes are pooled.
+        min_per_class: calibration groups from which on a class is calibrated on its own; smaller classes are pooled. A rare class that is
+            pooled with a frequent one may have no novel images at all.
     """
 
     reason: ClassVar[str] = "not_novel"
     alpha: float = 0.05
     neighbours: tuple[int, ...] = (1, 5)
-    min_per_class: int = 100
+    min_per_class: int = 20
 
     def __post_init__(self) -> None:
         check_level("alpha", self.alpha)
@@ -71,24 +76,33 @@ class NoveltyGate:
 
 
 class _Distances:
-    """Smallest log(d_k / median d_k) over k, to the reference."""
+    """Smallest log(d_k / typical d_k) over k, to the reference."""
 
     def __init__(self, reference: Views, neighbours: tuple[int, ...]) -> None:
         self._index = Neighbours(reference.features, reference.group_ids)
         if self._index.most < 1:
             raise DataError(f"novelty: expected reference images of at least 2 groups, got {len(self._index)} image(s) of one; add some")
         self._k = sorted({min(k, self._index.most) for k in neighbours})
-        self.typical = np.median(self._at(self._index.within(self._k[-1])), axis=0)
+        self._labels = reference.labels
+        rows = evenly_spaced(len(reference), SAMPLE)
+        between = self._at(self._index.distances(reference.features[rows], self._k[-1], leave_out=reference.group_ids[rows]))
+        labels, every = reference.labels[rows], np.median(between, axis=0)
+        # a class so rare that it is not among the sampled rows has the typical distance of all
+        self.typical = {int(c): np.median(between[labels == c], axis=0) if c in labels else every for c in np.unique(reference.labels)}
 
     def excess(self, views: Views) -> DoubleArray:
-        smallest: DoubleArray = np.log(self._at(self._index.distances(views.features, self._k[-1])) / self.typical).min(axis=1)
+        if not len(views):
+            return np.zeros(0)
+        distances = self._at(self._index.distances(views.features, self._k[-1]))
+        typical = np.stack([self.typical[int(c)] for c in self._labels[self._index.nearest(views.features)]])
+        smallest: DoubleArray = np.log(distances / typical).min(axis=1)
         return smallest
 
     def _at(self, distances: DoubleArray) -> DoubleArray:
         return np.maximum(distances[:, np.array(self._k) - 1], SMALLEST)
 
-    def notes(self) -> dict[str, float]:
-        return {str(k): float(t) for k, t in zip(self._k, self.typical, strict=True)}
+    def notes(self) -> dict[str, dict[str, float]]:
+        return {str(c): {str(k): float(t) for k, t in zip(self._k, values, strict=True)} for c, values in self.typical.items()}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -106,5 +120,5 @@ class FittedNovelty:
         return self.conformal.p_values(self.distances.excess(views), views.labels).astype(np.float32)
 
     def notes(self) -> dict[str, Any]:
-        """Typical distances by k, and how classes were calibrated."""
+        """Typical distances by class and k, and how classes were calibrated."""
         return {"typical_distance": self.distances.notes(), "categories": self.conformal.notes()}

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from monai_diverse.data import LabelledImages
+from monai_diverse.data import LabelledImages, near_duplicate_groups
 from monai_diverse.errors import DataError, RecipeError
 from monai_diverse.features import EfficientNetLite0, FeatureExtractor
 from monai_diverse.information import InformationGain, Neighbours, Surprisal
+from monai_diverse.screening.calibrate import check_level
 from monai_diverse.screening.controls import Controls, judge_controls
 from monai_diverse.screening.copies import CopyGate
 from monai_diverse.screening.duplicates import DuplicateGate, FittedDuplicates
@@ -25,6 +26,8 @@ from monai_diverse.screening.verdict import REASONS, Verdict
 from monai_diverse.screening.views import Real, Views, require_known
 from monai_diverse.screening.yields import Yield
 from monai_diverse.storage import fingerprint_of
+
+MAX_GROUPED = 20_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +44,8 @@ class NoveltyScreen:
         outlier: the gate for what is out of distribution.
         duplicate: the gate for repeats of accepted samples.
         gain_noise: noise variance of the process behind `information_gain`, relative to its prior.
+        twin_correlation: images that are given without groups are grouped with those that they nearly repeat: pixels that correlate above this. None:
+            every image is its own group; so it is in sets of more than 20,000, whose images are not compared with one another.
     """
 
     extractor: FeatureExtractor = field(default_factory=EfficientNetLite0)
@@ -52,6 +57,7 @@ class NoveltyScreen:
     outlier: Gate = field(default_factory=OutlierGate)
     duplicate: DuplicateGate = field(default_factory=DuplicateGate)
     gain_noise: float = 0.1
+    twin_correlation: float | None = 0.95
 
     def __post_init__(self) -> None:
         if self.components < 1:
@@ -60,6 +66,8 @@ class NoveltyScreen:
             raise RecipeError(f"pixel_side: expected at least 2, got {self.pixel_side}")
         if not self.gain_noise > 0:
             raise RecipeError(f"gain_noise: expected above 0, got {self.gain_noise}")
+        if self.twin_correlation is not None:
+            check_level("twin_correlation", self.twin_correlation)
         for gate, reason in zip(self.gates, REASONS, strict=True):
             if gate.reason != reason:
                 raise RecipeError(f"gates: expected one with reason '{reason}', got {type(gate).__name__} with reason '{gate.reason}'")
@@ -72,7 +80,7 @@ class NoveltyScreen:
     def settings(self) -> dict[str, Any]:
         """Everything that was chosen, as JSON."""
         gates = {gate.reason: {f.name: _plain(getattr(gate, f.name)) for f in fields(gate)} for gate in self.gates}
-        numbers = {name: getattr(self, name) for name in ("components", "pixel_side", "gain_noise")}
+        numbers = {name: getattr(self, name) for name in ("components", "pixel_side", "gain_noise", "twin_correlation")}
         return {"extractor": _plain(self.extractor), **numbers, "gates": gates}
 
     def fit(self, reference: LabelledImages | None, calibration: LabelledImages, generator_train: LabelledImages | None = None) -> FittedScreen:
@@ -88,6 +96,9 @@ class NoveltyScreen:
             DataError: neither reference nor `generator_train`, shapes that differ, labels that the reference lacks,
                 calibration images that another set holds too, or too few images for the settings.
         """
+        same = generator_train is reference
+        reference, calibration = self._grouped(reference), self._grouped(calibration)
+        generator_train = reference if same else self._grouped(generator_train)
         sets = {"reference": reference, "calibration": calibration, "generator_train": generator_train}
         reference = generator_train if reference is None else reference
         if reference is None:
@@ -108,6 +119,15 @@ class NoveltyScreen:
             surprisal=Surprisal(views.features, real.calibration.features, groups=views.groups),
             seen=Neighbours(real.seen.features),
         )
+
+    @overload
+    def _grouped(self, data: LabelledImages) -> LabelledImages: ...
+    @overload
+    def _grouped(self, data: None) -> None: ...
+    def _grouped(self, data: LabelledImages | None) -> LabelledImages | None:
+        if data is None or data.groups is not None or self.twin_correlation is None or len(data) > MAX_GROUPED:
+            return data
+        return replace(data, groups=near_duplicate_groups(data.images, self.twin_correlation))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
