@@ -36,7 +36,7 @@ BREASTMNIST_ATTRIBUTION = (
 )
 REASON_MEANINGS = {
     "copy": "closer to a training image of the generator than nearly all of those are to one another",
-    "not_novel": "not further from the real images of its class than unseen real images usually are",
+    "not_novel": "no further from the real images than unseen real images of its class usually are",
     "irrelevant": "a classifier of the real images does not see the class that was asked for",
     "outlier": "outside the range of real images in a view that novelty was not judged in",
     "duplicate": "repeats a sample that was accepted before",
