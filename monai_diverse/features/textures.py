@@ -7,45 +7,32 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from monai_diverse.data import FloatArray
 from monai_diverse.errors import RecipeError
-from monai_diverse.features.efficientnet import lite0_network, lite0_weights_hash
-from monai_diverse.features.planes import Planes
+from monai_diverse.features.efficientnet import Lite0Planes, lite0_network, lite0_weights_hash
 from monai_diverse.storage import fingerprint_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class EfficientNetTextures:
+class EfficientNetTextures(Lite0Planes):
     """Feature maps of early layers of EfficientNet-Lite0, averaged over space, those of each layer a block of their own.
 
     Lee et al. (NeurIPS 2018) found that early layers tell images of another kind apart best. The stem sees the polarity of edges, which
-    inverting an image turns round; the layers after it see grain, smoothness and the borders of patches.
+    inverting an image turns round; the layers after it see grain, smoothness and the borders of patches. Other settings: see `Lite0Planes`.
 
     Attributes:
         layers: numbers of inverted-residual blocks (1 to 16) after which the maps are averaged, ascending; 0 is the stem.
-        batch_size: 2D planes at a time.
-        size: side in pixels to which planes are resized (bilinear, antialiased) before the network.
-        slices: slices of a 3D image; see `Planes`.
-        slice_axis: the spatial axis along which a 3D image is cut; see `Planes`.
     """
 
     layers: tuple[int, ...] = (0, 3, 5)
-    batch_size: int = 64
-    size: int = 64
-    slices: int = 8
-    slice_axis: int = 0
 
     def __post_init__(self) -> None:
         # a recipe read from a file gives a list
         object.__setattr__(self, "layers", tuple(self.layers))
         if not self.layers or list(self.layers) != sorted(set(self.layers)) or self.layers[0] < 0 or self.layers[-1] > 16:
             raise RecipeError(f"layers: expected one or more ascending numbers in 0..16, got {self.layers}")
-        for name, least in (("batch_size", 1), ("size", 32)):
-            if getattr(self, name) < least:
-                raise RecipeError(f"{name}: expected at least {least}, got {getattr(self, name)}")
-        Planes(slices=self.slices, slice_axis=self.slice_axis)  # checks them
+        super().__post_init__()
 
     @property
     def name(self) -> str:
@@ -63,20 +50,16 @@ class EfficientNetTextures:
         network = lite0_network(self.size)
         return tuple(network._bn0.num_features if n == 0 else network._blocks[n - 1]._bn2.num_features for n in self.layers)
 
+    @torch.no_grad()
     def __call__(self, images: FloatArray) -> FloatArray:
         """Turns (n, channels, h, w) or (n, channels, *three axes) in [0, 1] into float32 (n, sum of `widths`)."""
         if not len(images):
             return np.zeros((0, sum(self.widths(images.shape[1:]))), np.float32)
-        step = max(1, self.batch_size // self._planes.per_image(images.shape[1:]))
-        return np.concatenate([self._features(images[start : start + step]) for start in range(0, len(images), step)])
+        return np.concatenate([self._features(batch).numpy() for batch in self._batches(images)])
 
-    @torch.no_grad()
-    def _features(self, images: FloatArray) -> FloatArray:
-        cut = self._planes.cut(torch.from_numpy(np.array(images, np.float32)))
-        planes = functional.interpolate(cut, size=(self.size, self.size), mode="bilinear", antialias=True)
-        vectors = torch.cat([maps.mean((2, 3)) for maps in self._maps((self._planes.expanded(planes) * 255 - 127) / 128)], dim=1)
-        pooled: FloatArray = self._planes.pooled(vectors, len(images)).numpy()
-        return pooled
+    def _features(self, images: Tensor) -> Tensor:
+        vectors = torch.cat([maps.mean((2, 3)) for maps in self._maps(self._input(images))], dim=1)
+        return self._planes.pooled(vectors, len(images))
 
     def _maps(self, planes: Tensor) -> list[Tensor]:
         network = lite0_network(self.size)
@@ -87,7 +70,3 @@ class EfficientNetTextures:
             if number in self.layers:
                 maps.append(x)
         return maps
-
-    @property
-    def _planes(self) -> Planes:
-        return Planes(slices=self.slices, slice_axis=self.slice_axis)

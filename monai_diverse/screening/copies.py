@@ -34,7 +34,7 @@ class CopyGate:
         quantile: share of the training images whose own nearest neighbour may be closer.
         floor: the admissible distance is never below this, so that a training set that repeats itself does not make copies
             admissible; .1 is a correlation of .995.
-        max_shift: in pixels of the low resolution, along every spatial axis; less where an image has fewer than four pixels more than twice that.
+        max_shift: in pixels of the low resolution, along every spatial axis; less where an image is so small that a window would have fewer than two.
         side: largest side of the low resolution.
         sample: the quantile is taken over so many training images, evenly spaced, or over all where there are fewer.
     """

@@ -140,11 +140,11 @@ class BundleConfig:
     def _worked_out(self, value: str, path: tuple[str, ...]) -> Any:
         keys: list[str] = []
 
-        def placeholder(match: re.Match[str]) -> str:
+        def numbered(match: re.Match[str]) -> str:
             keys.append(match.group(1))
             return f"_reference_{len(keys) - 1}"
 
-        source = _REFERENCE.sub(placeholder, value[1:])
+        source = _REFERENCE.sub(numbered, value[1:])
         try:
             return _evaluated(
                 ast.parse(source.strip(), mode="eval").body, lambda name: self._referred(keys[int(name.removeprefix("_reference_"))], path)
