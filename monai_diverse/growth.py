@@ -15,6 +15,7 @@ from torch import Tensor
 
 from monai_diverse.bank import BankWriter, SampleBank
 from monai_diverse.data import FloatArray, IntArray
+from monai_diverse.datasheet import write_datasheet
 from monai_diverse.errors import RecipeError
 from monai_diverse.job import Job, to_model
 from monai_diverse.recipe import Recipe
@@ -65,7 +66,8 @@ def grow(recipe: Recipe, out: Path | str, *, resume: bool = False) -> SampleBank
 def grow_steps(job: Job, out: Path, *, resume: bool = False) -> Iterator[GrowProgress]:
     """Grows a bank, yielding after each batch; arguments and errors as `grow`'s.
 
-    What has been yielded is on disk. A run that was interrupted and resumed gives the bank of an uninterrupted one.
+    What has been yielded is on disk. A run that was interrupted and resumed gives the bank of an uninterrupted one. At the end a datasheet is written
+    beside the samples.
     """
     started, size, batch = time.perf_counter(), job.recipe.size, job.recipe.batch_size
     _require_one_batch(job)
@@ -94,8 +96,9 @@ def grow_steps(job: Job, out: Path, *, resume: bool = False) -> Iterator[GrowPro
             known = known.plus(images[kept], labels[kept], seeds[kept])
             scores = _scores([verdicts[i] for i in kept])
             progress = done.as_json() | {"stopped": _stop_of(size, writer.count + len(kept)), "control": job.control}
-            writer.append(images[kept], labels[kept], seeds[kept], scores, progress)
+            writer.append(images[kept], labels[kept], seeds[kept], scores, progress, nearest=[verdicts[i].nearest for i in kept] or None)
             yield done.report(job.recipe, writer.count, started)
+        write_datasheet(writer.bank)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

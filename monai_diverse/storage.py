@@ -1,12 +1,15 @@
-"""Files that are either whole or absent, and their hashes."""
+"""Files and folders that are either whole or absent, and hashes."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +85,31 @@ def make_folder(path: Path) -> Path:
     except OSError as error:
         raise StorageError(_explain(path, error)) from error
     return path
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path` that takes its name once the block has ended without an error, and vanishes otherwise.
+
+    Args:
+        path: does not exist yet, or is an empty folder; its parents are made.
+
+    Raises:
+        StorageError: something stands in the way, or the disk refuses.
+    """
+    temporary: Path | None = None
+    try:
+        make_folder(path.parent)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
+        temporary.chmod(0o777 & ~UMASK)
+        yield temporary
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise error if isinstance(error, StorageError) else StorageError(_explain(path, error)) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def sha256_of(content: bytes | Path) -> str:

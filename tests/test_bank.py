@@ -5,6 +5,7 @@ import errno
 import hashlib
 import itertools
 import json
+import math
 import os
 import pickle
 import re
@@ -208,7 +209,7 @@ def test_a_shard_is_independent_of_this_package(tmp_path, small_shards):
     bank = grown(tmp_path, all_)
     record = json.loads((tmp_path / "manifest.json").read_text())["shards"][1]
     tensors = load_file(tmp_path / record["file"])
-    assert set(tensors) == {"images", "labels", "seeds", "scores.copy", "scores.gain.nats"}
+    assert set(tensors) == {"images", "labels", "seeds", "verdicts", "nearest", "origins", "scores.copy", "scores.gain.nats"}
     np.testing.assert_array_equal(tensors["images"], np.rint(all_["images"][4:] * 255).astype(np.uint8))
     assert hashlib.sha256((tmp_path / record["file"]).read_bytes()).hexdigest() == record["sha256"]
     assert record["file"] == f"shard-000001-{record['sha256'][:12]}.safetensors"
@@ -578,7 +579,12 @@ def test_manifest_cannot_lead_out_of_the_folder(tmp_path, name, rehash):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda b: b.update(version=2), "version 1, got 2; upgrade"),
+        (lambda b: b.update(version=0), "version from 1 to 2, got 0"),
+        (lambda b: b.update(version=True), "version from 1 to 2, got True"),
+        (lambda b: b["shards"].append(b["shards"][0]), "expected the entries"),
+        (lambda b: b["header"].update(classes=10**9), "expected the entries"),
+        (lambda b: b["header"].update(origins=[{}]), "expected the entries"),
+        (lambda b: b.update(progress=3), "expected the entries"),
         (lambda b: b.update(format="zip"), "something else"),
         (lambda b: b.pop("shards"), "expected the entries"),
         (lambda b: b["header"].update(dtype="int3"), "expected the entries"),
@@ -679,24 +685,28 @@ def test_forked_processes_share_the_mapping(tmp_path):
         assert pool.starmap(read_sum, [(bank, i) for i in range(8)]) == expected
 
 
-def resident(name: str) -> int:
-    """KiB of a mapped file that are in this process's memory."""
-    blocks = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(), flags=re.MULTILINE)
-    return sum(int(re.search(r"^Rss: +(\d+)", block, re.MULTILINE)[1]) for block in blocks if name in block.partition("\n")[0])
+def read_so_far() -> int:
+    """Bytes that this process has read by system calls."""
+    return int(re.search(r"^rchar: (\d+)", Path("/proc/self/io").read_text(), re.MULTILINE)[1])
 
 
-@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs /proc/self/smaps")
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="needs /proc/self/io")
 def test_only_what_is_indexed_is_read(tmp_path):
     count, shape = 40, (1, 512, 512)
     with BankWriter.create_or_resume(tmp_path, header(shape=shape), resume=False) as writer:
         writer.append(np.zeros((count, *shape), np.float32), np.zeros(count, int), np.arange(count), {}, {})
     bank = SampleBank.open(tmp_path)
-    file = shards_of(tmp_path)[0].name
-    assert resident(file) == 0
-    bank[3], bank.labels, len(bank), bank.fingerprint
-    assert 256 <= resident(file) <= 4096  # a page fault maps its neighbours too
-    assert bank.images[:].nbytes == count * 4 * 512 * 512
-    assert resident(file) >= 256 * count
+    assert len(bank.images) == count  # shards are known by now
+    one = math.prod(shape)
+    before = read_so_far()
+    bank.labels, len(bank), bank.fingerprint
+    assert read_so_far() - before < 8000
+    before = read_so_far()
+    bank[3]
+    assert one <= read_so_far() - before < 1.1 * one
+    assert bank.images[:].nbytes == count * 4 * one
+    assert shards_of(tmp_path)[0].name not in Path("/proc/self/maps").read_text()
+
 
 
 # --- drawing

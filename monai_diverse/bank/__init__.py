@@ -1,8 +1,27 @@
-"""Accepted samples on disk: safetensors shards, a hashed manifest, memory-mapped reads."""
+"""Accepted samples on disk: safetensors shards, a hashed manifest, reads by position."""
 
+from monai_diverse.bank.derive import merge, split_by_class
 from monai_diverse.bank.draw import LabelPolicy, check_policy, draw, eligible
-from monai_diverse.bank.format import BankHeader
-from monai_diverse.bank.store import LazyImages, SampleBank, open_bank
+from monai_diverse.bank.exchange import ExportFormat, export, import_images
+from monai_diverse.bank.format import BankHeader, Origin
+from monai_diverse.bank.images import LazyImages
+from monai_diverse.bank.store import SampleBank, open_bank
 from monai_diverse.bank.writer import BankWriter
 
-__all__ = ["BankHeader", "BankWriter", "LabelPolicy", "LazyImages", "SampleBank", "check_policy", "draw", "eligible", "open_bank"]
+__all__ = [
+    "BankHeader",
+    "BankWriter",
+    "ExportFormat",
+    "LabelPolicy",
+    "LazyImages",
+    "Origin",
+    "SampleBank",
+    "check_policy",
+    "draw",
+    "eligible",
+    "export",
+    "import_images",
+    "merge",
+    "open_bank",
+    "split_by_class",
+]

@@ -1,8 +1,12 @@
-"""One shard on disk: mapped, checked, verified."""
+"""One shard on disk: checked, read in parts, verified."""
 
 from __future__ import annotations
 
+import functools
 import json
+import math
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,35 +14,52 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
-from monai_diverse.bank.format import FORMAT, SCORE_PREFIX, BankHeader, Samples, ShardRecord, content_hash, place_of
+from monai_diverse.bank.format import FORMAT, SCORE_PREFIX, VERDICTS, BankHeader
+from monai_diverse.bank.manifest import REMEDY, ShardRecord
+from monai_diverse.bank.samples import COLUMNS, OPTIONAL, Samples, content_hash, place_of
 from monai_diverse.errors import BankCorruptError
 from monai_diverse.storage import sha256_of
 
-_DTYPES = {"U8": "uint8", "F16": "float16", "F32": "float32", "I64": "int64"}
+_DTYPES = {"U8": "uint8", "F16": "float16", "F32": "float32", "I64": "int64", "I32": "int32"}
+_OPEN_FILES = 64
 
 
 class Shard:
-    """A shard file, memory-mapped: only what is asked for is read.
+    """A shard file, of which only what is asked for is read.
+
+    Images are read by position, straight from the operating system's page cache into the caller's array. All processes share those pages, as they
+    would share a memory mapping's; but a mapping counts every page that was ever touched as the process's own, and this does not.
+
+    Args:
+        folder: the bank's.
+        record: the manifest's line on it.
+        header: the bank's.
+        pinned: keep the file open, so that it can still be read when a writer has replaced it; only the last shard of a bank ever is.
 
     Raises:
         BankCorruptError: the file is missing, of another size, no safetensors file, reached through a link that leads out of the bank, or belongs
             to another bank or place. Hashes are compared by `verify` alone.
     """
 
-    def __init__(self, folder: Path, record: ShardRecord, header: BankHeader, number: int) -> None:
+    def __init__(self, folder: Path, record: ShardRecord, header: BankHeader, *, pinned: bool = False) -> None:
         self._path = folder / record.file
         self._record = record
         self._header = header
         self._check_file(folder)
         try:
-            self._file = _mapped(self._path)
-            self._metadata = self._file.metadata() or {}
-            self._names = set(self._file.keys())
+            with safe_open(self._path, framework="np") as file:
+                self._metadata = file.metadata() or {}
+                parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+                self._found = {name: (_DTYPES.get(part.get_dtype(), part.get_dtype()), tuple(part.get_shape())) for name, part in parts.items()}
+            self._starts = _starts_of(self._path)
+            self._kept = _Descriptor(str(self._path)) if pinned else None
         except (SafetensorError, OSError) as error:
             raise self._corrupt(f"expected a safetensors file, but it cannot be read ({error})") from error
-        self._check_place(number)
+        self._check_place()
         self._check_tensors()
-        self._images = self._file.get_slice("images")
+        self._file = str(self._path)
+        self._dtype = np.dtype(header.dtype).newbyteorder("<")
+        self._stride = math.prod(header.shape) * self._dtype.itemsize
 
     def __len__(self) -> int:
         return self._record.count
@@ -46,25 +67,38 @@ class Shard:
     @property
     def score_names(self) -> list[str]:
         """The scores that it holds, sorted."""
-        return sorted(name.removeprefix(SCORE_PREFIX) for name in self._names if name.startswith(SCORE_PREFIX))
+        return sorted(name.removeprefix(SCORE_PREFIX) for name in self._found if name.startswith(SCORE_PREFIX))
 
-    def images(self, rows: int | slice) -> npt.NDArray[Any]:
-        """Some images, as stored, copied from the file."""
-        stored: npt.NDArray[Any] = self._images[rows]
-        return stored
+    def image(self, row: int) -> npt.NDArray[Any]:
+        """One image (c, *spatial), as stored, in new memory."""
+        image = np.empty(self._header.shape, self._dtype)
+        self._read_into(image, self._starts["images"] + row * self._stride)
+        return image
+
+    def images(self) -> npt.NDArray[Any]:
+        """All images (n, c, *spatial), as stored, in new memory."""
+        images = np.empty((len(self), *self._header.shape), self._dtype)
+        self._read_into(images, self._starts["images"])
+        return images
 
     def array(self, name: str) -> npt.NDArray[Any]:
-        """A whole tensor by its name in the file: labels, seeds, scores.NAME."""
-        array: npt.NDArray[Any] = self._file.get_tensor(name)
+        """A column by its name in the file: labels, seeds, scores.NAME, ...; its default where an earlier version wrote none."""
+        if name not in self._found and name in OPTIONAL:
+            return np.full(len(self), OPTIONAL[name], COLUMNS[name])
+        array = np.empty(len(self), np.dtype(self._found[name][0]).newbyteorder("<"))
+        self._read_into(array, self._starts[name])
         return array
 
     def samples(self) -> Samples:
         """Everything in it, in memory."""
-        scores = {name: self.array(SCORE_PREFIX + name) for name in self.score_names}
-        return Samples(images=self.images(slice(None)), labels=self.array("labels"), seeds=self.array("seeds"), scores=scores)
+        columns = {name: self.array(name) for name in COLUMNS}
+        return Samples(images=self.images(), **columns, scores={name: self.array(SCORE_PREFIX + name) for name in self.score_names})
 
-    def verify(self) -> None:
+    def verify(self) -> Samples:
         """Reads every byte and compares hashes, then values with what a bank may hold.
+
+        Returns:
+            Everything in it.
 
         Raises:
             BankCorruptError: something differs from what was written.
@@ -76,12 +110,24 @@ class Shard:
         if digest != self._record.sha256 or not self._path.name.endswith(f"-{digest[:12]}.safetensors"):
             raise self._corrupt(f"expected SHA-256 {self._record.sha256[:12]}…, got {digest[:12]}…: a bit flipped, or another file in its place")
         samples = self.samples()
-        if content_hash(samples.images, samples.labels, samples.seeds) != self._record.content:
+        if content_hash(samples, self._header) != self._record.content:
             raise self._corrupt("images, labels or seeds do not match the content hash")
-        if len(samples) and not 0 <= samples.labels.min() <= samples.labels.max() < self._header.classes:
-            raise self._corrupt(f"expected labels 0..{self._header.classes - 1}, got {samples.labels.min()}..{samples.labels.max()}")
+        limits = {"labels": self._header.classes, "verdicts": len(VERDICTS), "origins": max(1, len(self._header.origins))}
+        for name, limit in limits.items():
+            values = getattr(samples, name)
+            if len(values) and not 0 <= values.min() <= values.max() < limit:
+                raise self._corrupt(f"expected {name} 0..{limit - 1}, got {values.min()}..{values.max()}")
         if samples.images.dtype.kind == "f" and not (np.isfinite(samples.images).all() and 0 <= samples.images.min() <= samples.images.max() <= 1):
             raise self._corrupt("expected finite pixels in [0, 1], got others")
+        return samples
+
+    def _read_into(self, target: npt.NDArray[Any], offset: int) -> None:
+        try:
+            complete = _read_at(self._file, self._kept, target.reshape(-1).view(np.uint8).data, offset)
+        except OSError as error:
+            raise self._corrupt(f"it cannot be read ({error.strerror or error})") from error
+        if not complete:
+            raise self._corrupt("truncated since it was opened")
 
     def _check_file(self, folder: Path) -> None:
         if not self._path.is_file():
@@ -93,32 +139,76 @@ class Shard:
             kind = "truncated" if size < self._record.size else "longer than written"
             raise self._corrupt(f"expected {self._record.size} bytes, got {size}: {kind}")
 
-    def _check_place(self, number: int) -> None:
-        try:
-            stated = json.loads(self._metadata[FORMAT])
-        except (KeyError, ValueError) as error:
-            raise self._corrupt("expected a shard of a bank, got another safetensors file") from error
-        expected = place_of(self._header, number)
-        if stated == expected:
+    def _check_place(self) -> None:
+        stated = stated_place(self._metadata)
+        if stated is None:
+            raise self._corrupt("expected a shard of a bank, got another safetensors file")
+        expected = place_of(self._header, self._record.number)
+        found = {name: stated.get(name) for name in expected}
+        if found == expected:
             return
-        same_bank = isinstance(stated, dict) and stated | {"number": number} == expected
-        raise self._corrupt(f"it was written as shard {stated['number']}, not {number}: out of place" if same_bank else "it belongs to another bank")
+        same_bank = found | {"number": self._record.number} == expected
+        raise self._corrupt(
+            f"it was written as shard {found['number']}, not {self._record.number}: out of place" if same_bank else "it belongs to another bank"
+        )
 
     def _check_tensors(self) -> None:
         count = self._record.count
-        expected = {"images": (self._header.dtype, (count, *self._header.shape)), "labels": ("int64", (count,)), "seeds": ("int64", (count,))}
+        expected = {"images": (self._header.dtype, (count, *self._header.shape))}
+        expected |= {name: (dtype, (count,)) for name, dtype in COLUMNS.items() if name in self._found or name not in OPTIONAL}
         expected |= {SCORE_PREFIX + name: ("float32", (count,)) for name in self.score_names}
-        if set(expected) != self._names:
-            raise self._corrupt(f"expected tensors images, labels, seeds and scores.*, got {sorted(self._names)}")
-        for name, (dtype, shape) in expected.items():
-            part = self._file.get_slice(name)
-            found = _DTYPES.get(part.get_dtype(), part.get_dtype()), tuple(part.get_shape())
-            if found != (dtype, shape):
-                raise self._corrupt(f"expected {name} as {dtype} {shape}, got {found[0]} {found[1]}")
+        if set(expected) != set(self._found):
+            raise self._corrupt(f"expected tensors images, labels, seeds, scores.* and perhaps {', '.join(OPTIONAL)}, got {sorted(self._found)}")
+        for name, found in self._found.items():
+            if found != expected[name]:
+                raise self._corrupt(f"expected {name} as {expected[name][0]} {expected[name][1]}, got {found[0]} {found[1]}")
 
     def _corrupt(self, what: str) -> BankCorruptError:
-        return BankCorruptError(f"{self._path}: {what}; restore this shard from a copy, or grow the bank anew")
+        return BankCorruptError(f"{self._path}: {what}; {REMEDY}")
 
 
-def _mapped(path: Path) -> Any:
-    return safe_open(path, framework="np")
+def stated_place(metadata: dict[str, str]) -> dict[str, Any] | None:
+    """What a safetensors file's metadata say of its place in a bank; None if it is no shard."""
+    try:
+        stated = json.loads(metadata[FORMAT])
+    except (KeyError, ValueError, RecursionError):
+        return None
+    return stated if isinstance(stated, dict) else None
+
+
+def _starts_of(path: Path) -> dict[str, int]:
+    """Where each tensor's bytes begin in a valid safetensors file: eight bytes with the length of a JSON header, the header, the tensors."""
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        tensors = json.loads(stream.read(length))
+    return {name: 8 + length + tensor["data_offsets"][0] for name, tensor in tensors.items() if name != "__metadata__"}
+
+
+class _Descriptor:
+    """An open file that closes when nobody uses it any more."""
+
+    def __init__(self, path: str) -> None:
+        self.number = os.open(path, os.O_RDONLY)
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        if hasattr(self, "number"):
+            close(self.number)
+
+
+_opened = functools.lru_cache(maxsize=_OPEN_FILES)(_Descriptor)
+"""The shards read last, since opening takes longer than reading. A name holds its content's hash, so it never stands for another content."""
+
+
+def _read_at(path: str, kept: _Descriptor | None, target: memoryview, offset: int) -> bool:
+    """Fills `target` from a file; False where the file ends too early. Safe in threads and after a fork, since no position is shared."""
+    if not hasattr(os, "preadv"):  # Windows, where an open file cannot be replaced anyway
+        with open(path, "rb") as stream:
+            stream.seek(offset)
+            return stream.readinto(target) == len(target)
+    descriptor, done = kept or _opened(path), 0
+    while done < len(target):
+        count = os.preadv(descriptor.number, [target[done:]], offset + done)
+        if not count:
+            return False
+        done += count
+    return True

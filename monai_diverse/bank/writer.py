@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +14,9 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from monai_diverse.bank.format import LOCK, MANIFEST, SHARD_NAME, BankHeader, Manifest, Samples, ShardRecord, pack, quantise
+from monai_diverse.bank.format import LOCK, MANIFEST, SHARD_NAME, BankHeader
+from monai_diverse.bank.manifest import Manifest, ShardRecord
+from monai_diverse.bank.samples import Samples, pack, quantise, verdict_codes
 from monai_diverse.bank.shard import Shard
 from monai_diverse.bank.store import SampleBank
 from monai_diverse.data import check_images, check_labels
@@ -93,6 +95,10 @@ class BankWriter:
         seeds: npt.ArrayLike,
         scores: Mapping[str, npt.ArrayLike],
         progress: Mapping[str, Any],
+        *,
+        verdicts: Sequence[str] | None = None,
+        nearest: npt.ArrayLike | None = None,
+        origins: npt.ArrayLike | None = None,
     ) -> None:
         """Stores samples and the progress that they brought, both or neither.
 
@@ -102,9 +108,12 @@ class BankWriter:
             seeds: (m,) whole numbers, what each image was sampled from.
             scores: the screen's scores by name, (m,) each; the same names at every call that brings samples.
             progress: how far the work has come; a JSON value.
+            verdicts: (m,) words of `bank.format.VERDICTS`; None: all "accepted".
+            nearest: (m,) index of the nearest real image, as in `screening.Verdict`; None: not known.
+            origins: (m,) which of the header's origins each sample came from; None: the first.
 
         Raises:
-            DataError: images, labels, seeds or scores that do not fit the bank or one another.
+            DataError: images, labels, seeds, scores or what else is given do not fit the bank or one another.
             BankError: the writer is closed, or `progress` is no JSON value.
             StorageError: the disk refuses; what was stored before is intact, and the same call may be made again.
         """
@@ -113,7 +122,7 @@ class BankWriter:
         manifest, tail = self._manifest.with_progress(progress), self._tail
         superseded: list[str] = []
         if any(len(np.asarray(values)) for values in (images, labels, seeds)):
-            fresh = self._check(images, labels, seeds, scores)
+            fresh = self._check(images, labels, seeds, scores, verdicts, nearest, origins)
             written, tail = self._write_shards(fresh)
             kept = self._manifest.shards[: len(self._manifest.shards) - (self._tail is not None)]
             superseded = [shard.file for shard in self._manifest.shards[len(kept) :]]
@@ -142,7 +151,16 @@ class BankWriter:
         left = len(pending) % capacity
         return records, pending[len(pending) - left :] if left else None
 
-    def _check(self, images: npt.ArrayLike, labels: npt.ArrayLike, seeds: npt.ArrayLike, scores: Mapping[str, npt.ArrayLike]) -> Samples:
+    def _check(
+        self,
+        images: npt.ArrayLike,
+        labels: npt.ArrayLike,
+        seeds: npt.ArrayLike,
+        scores: Mapping[str, npt.ArrayLike],
+        verdicts: Sequence[str] | None,
+        nearest: npt.ArrayLike | None,
+        origins: npt.ArrayLike | None,
+    ) -> Samples:
         header = self._manifest.header
         pixels = check_images(images)
         if pixels.shape[1:] != header.shape:
@@ -152,16 +170,18 @@ class BankWriter:
         names = self._score_names()
         if names is not None and sorted(columns) != names:
             raise DataError(f"scores: expected {names} as in the bank, got {sorted(columns)}")
-        numbers = np.asarray(seeds)
-        if numbers.dtype.kind not in "iu" or (numbers.size and int(numbers.max()) > np.iinfo(np.int64).max):
-            raise DataError(f"seeds: expected whole numbers below 2**63, got dtype {numbers.dtype}")
-        for name, column in (columns | {"seeds": numbers}).items():
+        for name, column in columns.items():
             if column.shape != (count,):
                 raise DataError(f"{name}: expected shape ({count},), one an image, got {column.shape}")
         return Samples(
             images=quantise(pixels, header.dtype),
             labels=check_labels(labels, count, header.classes),
-            seeds=numbers.astype(np.int64),
+            seeds=_whole(seeds, count, "seeds"),
+            verdicts=verdict_codes(verdicts, count),
+            nearest=_whole(np.full(count, -1) if nearest is None else nearest, count, "nearest"),
+            origins=check_labels(np.zeros(count, int) if origins is None else origins, count, max(1, len(header.origins)), "origins").astype(
+                np.int32
+            ),
             scores=columns,
         )
 
@@ -169,8 +189,17 @@ class BankWriter:
         if self._tail is not None:
             return sorted(self._tail.scores)
         if self._manifest.shards:
-            return Shard(self._folder, self._manifest.shards[0], self._manifest.header, 0).score_names
+            return Shard(self._folder, self._manifest.shards[0], self._manifest.header).score_names
         return None
+
+
+def _whole(values: npt.ArrayLike, count: int, name: str) -> npt.NDArray[np.int64]:
+    numbers = np.asarray(values)
+    if numbers.dtype.kind not in "iu" or (numbers.size and int(numbers.max()) > np.iinfo(np.int64).max):
+        raise DataError(f"{name}: expected whole numbers below 2**63, got dtype {numbers.dtype}")
+    if numbers.shape != (count,):
+        raise DataError(f"{name}: expected shape ({count},), one an image, got {numbers.shape}")
+    return numbers.astype(np.int64)
 
 
 def _begin(folder: Path, header: BankHeader) -> Manifest:
@@ -215,8 +244,7 @@ def _take_up(folder: Path, manifest: Manifest) -> Samples | None:
             _discard(entry)
     if not manifest.shards or manifest.shards[-1].count == manifest.capacity:
         return None
-    number = len(manifest.shards) - 1
-    return Shard(folder, manifest.shards[-1], manifest.header, number).samples()
+    return Shard(folder, manifest.shards[-1], manifest.header).samples()
 
 
 def _discard(path: Path) -> None:
@@ -232,7 +260,7 @@ def _acquire(folder: Path) -> int:
         raise BankError("writing a bank needs POSIX file locks; use Linux, macOS or WSL") from error
     handle: int | None = None
     try:
-        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)  # a stranger's bank may hold a link there
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if handle is not None:

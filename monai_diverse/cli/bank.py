@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +14,7 @@ import typer
 from monai_diverse.bank import SampleBank
 from monai_diverse.cli.controls import judge_bank, notes, refit, twins_of, write_controls
 from monai_diverse.cli.main import app
+from monai_diverse.datasheet import yields_of
 from monai_diverse.errors import BankError, RecipeError
 from monai_diverse.screening import Yield
 from monai_diverse.screening.calibrate import check_level, discoveries
@@ -87,6 +89,8 @@ def _described(bank: SampleBank) -> dict[str, Any]:
         "size": len(bank),
         "shape": list(bank.header.shape),
         "class_counts": [int(c) for c in bank.class_counts],
+        "verdicts": dict(sorted(Counter(bank.verdicts.tolist()).items())),
+        "origins": [_origin(bank, number) for number in range(len(bank.header.origins))],
         "yield": Yield(drawn=progress["drawn"], accepted=len(bank), nfe=progress.get("nfe")).as_json() if "drawn" in progress else None,
         "control": progress.get("control"),
         "stopped": progress.get("stopped"),
@@ -99,23 +103,46 @@ def _described(bank: SampleBank) -> dict[str, Any]:
     }
 
 
+def _origin(bank: SampleBank, number: int) -> dict[str, Any]:
+    """One of the banks that this one was made of: its share in this one, and what its own yield was."""
+    origin = bank.origins[number]
+    found = yields_of(origin.progress)
+    return {
+        "name": origin.source.get("name"),
+        "size": int((bank.origin_numbers == number).sum()),
+        "recipe_fingerprint": origin.recipe_fingerprint,
+        "yield": None if found is None else found.as_json(),
+        "control": origin.progress.get("control"),
+    }
+
+
 def _in_words(bank: Path, found: dict[str, Any]) -> list[str]:
     lines = [f"{bank}: {found['size']} samples, shape {tuple(found['shape'])}, by class {found['class_counts']}"]
     rate = found["yield"]
     if rate is not None and rate["drawn"]:
-        lines.append(
-            f"yield: {rate['accepted']} of {rate['drawn']} drawn = {rate['per_10k']:.0f} per 10,000,"
-            f" 95 % interval {rate['ci95'][0]:.0f} to {rate['ci95'][1]:.0f} (Clopper-Pearson)"
-        )
+        lines.append(f"yield: {_rate(rate)}")
         lines.append(f"unseen real images under the same screen: {_control(found['control'])}")
         if found["stopped"] == "size":
             lines.append(f"{STOPPED}: the yield is a little too high, its interval approximate")
+    unscreened = {word: count for word, count in found["verdicts"].items() if word != "accepted"}
+    lines += [f"verdict {word}: {count}" for word, count in unscreened.items()]
+    for origin in found["origins"]:
+        rate = origin["yield"]
+        lines.append(f"from {origin['name']}: {origin['size']} samples; accepted {'not recorded' if rate is None else _rate(rate)}")
+        lines.append(f"  unseen real images under the same screen: {_control(origin['control'])}")
     lines += [f"rejected as {reason}: {count}" for reason, count in found["rejections"].items()]
     lines += [f"score {name}: {s['min']:.3g} to {s['max']:.3g}, median {s['median']:.3g}" for name, s in found["scores"].items()]
     if "false_discovery" in found:
         lines += [_discovered(found["false_discovery"]), *found["false_discovery"]["notes"]]
     lines.append(f"source: {found['source'].get('name')} (licence of its data: {found['source'].get('licence')})")
     return [*lines, *_references(found["features"]), f"fingerprint: {found['fingerprint']}"]
+
+
+def _rate(found: dict[str, Any]) -> str:
+    low, high = found["ci95"]
+    return (
+        f"{found['accepted']} of {found['drawn']} drawn = {found['per_10k']:.0f} per 10,000, 95 % interval {low:.0f} to {high:.0f} (Clopper-Pearson)"
+    )
 
 
 def _references(features: dict[str, Any]) -> list[str]:

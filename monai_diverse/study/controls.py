@@ -89,7 +89,7 @@ def _write(
     with BankWriter.create_or_resume(path, header, resume=resume) as writer:
         if writer.count < len(picks):
             # all in one append: an interrupted write leaves an empty bank, never a part
-            writer.append(images.images[picks], images.labels[picks], picks, {}, {"count": len(picks)})
+            writer.append(images.images[picks], images.labels[picks], picks, {}, {"count": len(picks)}, verdicts=["unscreened"] * len(picks))
         return writer.bank
 
 
