@@ -82,11 +82,18 @@ class Shard:
         return images
 
     def array(self, name: str) -> npt.NDArray[Any]:
-        """A column by its name in the file: labels, seeds, scores.NAME, ...; its default where an earlier version wrote none."""
+        """A column by its name in the file: labels, seeds, scores.NAME, ...; its default where an earlier version wrote none.
+
+        Raises:
+            BankCorruptError: labels, verdicts or origins that the bank does not know.
+        """
         if name not in self._found and name in OPTIONAL:
             return np.full(len(self), OPTIONAL[name], COLUMNS[name])
         array = np.empty(len(self), np.dtype(self._found[name][0]).newbyteorder("<"))
         self._read_into(array, self._starts[name])
+        limit = {"labels": self._header.classes, "verdicts": len(VERDICTS), "origins": max(1, len(self._header.origins))}.get(name)
+        if limit is not None and len(array) and not 0 <= array.min() <= array.max() < limit:
+            raise self._corrupt(f"expected {name} 0..{limit - 1}, got {array.min()}..{array.max()}")
         return array
 
     def samples(self) -> Samples:
@@ -112,11 +119,6 @@ class Shard:
         samples = self.samples()
         if content_hash(samples, self._header) != self._record.content:
             raise self._corrupt("images, labels or seeds do not match the content hash")
-        limits = {"labels": self._header.classes, "verdicts": len(VERDICTS), "origins": max(1, len(self._header.origins))}
-        for name, limit in limits.items():
-            values = getattr(samples, name)
-            if len(values) and not 0 <= values.min() <= values.max() < limit:
-                raise self._corrupt(f"expected {name} 0..{limit - 1}, got {values.min()}..{values.max()}")
         if samples.images.dtype.kind == "f" and not (np.isfinite(samples.images).all() and 0 <= samples.images.min() <= samples.images.max() <= 1):
             raise self._corrupt("expected finite pixels in [0, 1], got others")
         return samples

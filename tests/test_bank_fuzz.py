@@ -1,0 +1,156 @@
+"""A bank from a stranger can do nothing but hold images."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import save
+from test_bank import grown, samples, shards_of
+
+from monai_diverse.bank import SampleBank
+from monai_diverse.bank.format import FORMAT, MANIFEST
+from monai_diverse.datasheet import datasheet
+from monai_diverse.errors import BankError
+from monai_diverse.storage import fingerprint_of, sha256_of
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(["../x", "/etc/passwd", "uint8", 2**64, -1]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4),
+    max_leaves=12,
+)
+MANY = settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture
+def bank(tmp_path: Path) -> SampleBank:
+    return grown(tmp_path / "bank", samples(5), source={"name": "toy", "fingerprint": "b" * 64, "class_names": ["a", "b", "c"]})
+
+
+def paths_in(value: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Every place in a JSON value."""
+    if before:
+        yield before
+    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        yield from paths_in(value[key], (*before, key))
+
+
+def use(folder: Path) -> None:
+    """Uses all of a bank; `BankError` is the only way out."""
+    for skip in (False, True):
+        try:
+            bank = SampleBank.open(folder, skip_damaged=skip)
+            assert bank.images[:].shape[0] == len(bank) == len(bank.labels) == len(bank.ids) == len(bank.verdicts)
+            assert bank.images[:].size == 0 or 0 <= bank.images[:].min() <= bank.images[:].max() <= 1
+            assert isinstance(datasheet(bank), str)
+            bank.verify()
+        except BankError:
+            pass
+
+
+@MANY
+@given(data=st.data())
+def test_any_value_anywhere_in_a_manifest(bank, data):
+    whole = json.loads((bank.path / MANIFEST).read_text())
+    original = json.dumps(whole)
+    try:
+        *way, last = data.draw(st.sampled_from(sorted(paths_in(whole), key=str)))
+        place = whole
+        for key in way:
+            place = place[key]
+        if isinstance(place, dict) and data.draw(st.booleans()):
+            del place[last]
+        else:
+            place[last] = data.draw(JSON)
+        whole.pop("sha256", None)
+        try:
+            whole["sha256"] = fingerprint_of(whole)
+        except ValueError:  # NaN
+            whole["sha256"] = "0" * 64
+        (bank.path / MANIFEST).write_text(json.dumps(whole))
+        use(bank.path)
+    finally:
+        (bank.path / MANIFEST).write_text(original)
+
+
+@MANY
+@given(content=st.binary(max_size=300) | JSON.map(lambda value: json.dumps(value).encode()))
+def test_any_bytes_as_a_manifest(bank, content):
+    original = (bank.path / MANIFEST).read_bytes()
+    try:
+        (bank.path / MANIFEST).write_bytes(content)
+        use(bank.path)
+    finally:
+        (bank.path / MANIFEST).write_bytes(original)
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"a":' * 100_000, b"9" * 10_000, b'{"format": "monai-diverse-bank", "version": 1e400}'])
+def test_bombs(bank, content):
+    (bank.path / MANIFEST).write_bytes(content)
+    with pytest.raises(BankError):
+        SampleBank.open(bank.path)
+    assert len(SampleBank.open(bank.path, skip_damaged=True)) == 5
+
+
+def test_a_bomb_inside_a_manifest_with_a_right_hash(bank):
+    body = json.loads((bank.path / MANIFEST).read_text())
+    deep: Any = {}
+    for _ in range(900):
+        deep = {"a": deep}
+    body["header"]["recipe"] = deep
+    body.pop("sha256")
+    body["sha256"] = fingerprint_of(body)
+    (bank.path / MANIFEST).write_text(json.dumps(body))
+    use(bank.path)
+
+
+@MANY
+@given(place=st.integers(0), flip=st.integers(1, 255), rehash=st.booleans())
+def test_any_flipped_byte_in_a_shard(bank, place, flip, rehash):
+    (shard,) = shards_of(bank.path)
+    original, manifest = shard.read_bytes(), (bank.path / MANIFEST).read_text()
+    content = bytearray(original)
+    content[place % len(content)] ^= flip
+    try:
+        shard.write_bytes(content)
+        with pytest.raises(BankError):
+            SampleBank.open(bank.path).verify()
+        if rehash:  # whoever flipped it also forged every hash of the file
+            body = json.loads(manifest)
+            digest = sha256_of(bytes(content))
+            body["shards"][0] |= {"sha256": digest, "file": f"shard-000000-{digest[:12]}.safetensors"}
+            body.pop("sha256")
+            (bank.path / MANIFEST).write_text(json.dumps(body | {"sha256": fingerprint_of(body)}))
+            shard.rename(shard.with_name(body["shards"][0]["file"]))
+        use(bank.path)
+    finally:
+        for other in shards_of(bank.path):
+            other.unlink()
+        shard.write_bytes(original)
+        (bank.path / MANIFEST).write_text(manifest)
+
+
+@pytest.mark.parametrize(
+    "stated", ["x", "[]", "{}", json.dumps({"header": 3}), json.dumps({"header": {}}), json.dumps({"header": {"classes": 10**30}})]
+)
+def test_shards_that_say_nonsense_of_themselves(bank, stated):
+    (bank.path / MANIFEST).unlink()
+    content = save({"labels": np.zeros(3, np.int64), "images": np.zeros((3, 1, 4, 5), np.uint8)}, metadata={FORMAT: stated})
+    (bank.path / f"shard-000001-{sha256_of(content)[:12]}.safetensors").write_bytes(content)
+    assert len(SampleBank.open(bank.path, skip_damaged=True)) == 5
+
+
+def test_atheris_finds_nothing():
+    pytest.importorskip("atheris", reason="needs the fuzzer atheris, which is for Linux")
+    script = Path(__file__).parent / "fuzzing.py"
+    done = subprocess.run([sys.executable, str(script), "-runs=5000", "-seed=1", "-timeout=20"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Done 5000 runs" in done.stderr
