@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from monai.data import CacheDataset, MetaTensor
+from monai.data import CacheDataset, DistributedWeightedRandomSampler, MetaTensor
 from monai.data import DataLoader as MonaiLoader
 from monai.data.utils import list_data_collate
 from monai.transforms import Compose, RandFlipd, Randomizable
@@ -21,7 +21,9 @@ from torch.utils.data import DataLoader as TorchLoader
 from torch.utils.data import default_collate
 
 from monai_diverse.bank import BankHeader, BankWriter, SampleBank
-from monai_diverse.dataset import DiverseDiffusionDataset, _levelled, _shared
+from monai_diverse.dataset import DiverseDiffusionDataset, mixing_sampler
+from monai_diverse.dataset.quotas import levelled, shared
+from monai_diverse.dataset.weights import mixing_weights
 from monai_diverse.errors import BankError, DataError, RecipeError
 
 SHAPE = (1, 3, 4)
@@ -210,10 +212,41 @@ def test_append_says_what_is_lacking(bank):
     assert (len(data), data.ineligible) == (30, 10)
 
 
+@pytest.mark.parametrize(("counts", "expected"), [([40, 10], [0, 30]), ([10, 40], [30, 0]), ([25, 25], [0, 0]), ([0, 10], [0, 0])])
+def test_append_as_many_as_even_out_the_classes(bank, counts, expected):
+    labels = [0] * counts[0] + [1] * counts[1]
+    data = DiverseDiffusionDataset(dicts(labels), bank, mode="append", ratio=None, label_policy="balance")
+    made = [item["label"] for item in data]
+    assert np.bincount(made[len(labels) :], minlength=2).tolist() == expected
+    assert data.ineligible == 0
+
+
+def test_evening_out_says_what_is_lacking(bank):
+    labels = [0] * 6 + [1] * 2 + [2] * 4 + [4] * 1  # of 2 and 4 the bank has none, 4 it does not even know, 3 nobody has
+    with pytest.warns(UserWarning, match=r"append: 7 of 11 samples .*\[10, 30, 0\]"):
+        data = DiverseDiffusionDataset(dicts(labels), bank, mode="append", ratio=None, label_policy="balance")
+    assert data.ineligible == 7
+    assert [item["label"] for item in data][13:] == [1] * 4
+    assert len(DiverseDiffusionDataset([], bank, mode="append", ratio=None, label_policy="balance")) == 0
+
+
+@pytest.mark.parametrize("form", [dicts, tuples])
+def test_source_of(bank, form):
+    data = DiverseDiffusionDataset(form([0, 1] * 5), bank, mode="append", ratio=0.5)
+    assert [data.source_of(i) for i in range(10)] == ["real"] * 10
+    for i in range(10, 15):
+        image = data[i]["image" if form is dicts else 0]
+        assert data.source_of(i) == data.source_of(i - 15) == f"synthetic:{index_of(image)}"
+    with pytest.raises(IndexError):
+        data.source_of(15)
+    with pytest.raises(RecipeError, match=r"source_of.*'append'.*'replace'"):
+        DiverseDiffusionDataset(form([0]), bank).source_of(0)
+
+
 @settings(max_examples=100, deadline=None)
 @given(shares=st.lists(st.integers(0, 1000), min_size=1, max_size=8), total=st.integers(0, 500))
 def test_shares(shares, total):
-    quotas = _shared(np.asarray(shares), total)
+    quotas = shared(np.asarray(shares), total)
     assert quotas.sum() == (total if sum(shares) else 0)
     if sum(shares):
         assert (np.abs(quotas - np.asarray(shares) / sum(shares) * total) < 1 + 1e-9).all()
@@ -224,7 +257,7 @@ def test_shares(shares, total):
 @given(counts=st.lists(st.integers(0, 60), min_size=1, max_size=6), total=st.integers(0, 200))
 def test_levels(counts, total):
     usable = np.asarray(counts) > 0
-    quotas = _levelled(np.asarray(counts), usable, total)
+    quotas = levelled(np.asarray(counts), usable, total)
     assert quotas.sum() == (total if usable.any() else 0)
     filled = (np.asarray(counts) + quotas)[usable & (quotas > 0)]
     if len(filled):  # whoever got some ends within one of the lowest
@@ -334,6 +367,138 @@ def test_pickles_stay_small_where_the_data_are(bank):
     assert [index_of(again[i][0]) for i in range(1, 201)] == [index_of(data[i][0]) for i in range(1, 201)]
 
 
+# --- sampling
+
+
+def appended(bank: SampleBank, policy: str = "match", labels: Any = (0,) * 30 + (1,) * 10, ratio: float | None = 0.5) -> DiverseDiffusionDataset:
+    return DiverseDiffusionDataset(dicts(list(labels)), bank, mode="append", ratio=ratio, label_policy=policy)
+
+
+def shares_of(data: DiverseDiffusionDataset, weights: torch.Tensor) -> tuple[float, list[float]]:
+    """Of synthetic items, and of each class, by adding up over the items themselves."""
+    made = list(data)
+    synthetic = sum(float(w) for w, item in zip(weights, made, strict=True) if item["sample_source"] != "real")
+    classes = sorted({item["label"] for item in made})
+    return synthetic, [sum(float(w) for w, item in zip(weights, made, strict=True) if item["label"] == label) for label in classes]
+
+
+@pytest.mark.parametrize("share", [0, 0.05, 0.3, 0.95, 1])
+def test_mixing_weights(bank, share):
+    data = appended(bank)
+    weights = data.mixing_weights(share)
+    assert (weights.dtype, weights.shape) == (torch.float64, (len(data),))
+    synthetic, _ = shares_of(data, weights)
+    assert synthetic == pytest.approx(share)
+    assert float(weights.sum()) == pytest.approx(1)
+    assert len(set(weights[:40].tolist())) == len(set(weights[40:].tolist())) == 1
+    assert shares_of(data, data.mixing_weights())[0] == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(
+    ("policy", "labels", "ratio", "shares"),
+    [
+        ("match", [0] * 30 + [1] * 10, 0.5, [0, 0.3, 1]),
+        ("balance", [0] * 30 + [1] * 10, None, [0, 0.3, 0.5]),  # class 0 has no synthetic items
+        ("own", [0] * 30 + [2] * 10, 1, [1 / 3, 0.5, 2 / 3]),  # class 1 has synthetic items alone, class 2 real ones alone
+        ("balance", [0] * 12, 1, [0, 0.4, 1]),
+    ],
+)
+def test_class_balanced_mixing_weights(bank, policy, labels, ratio, shares):
+    data = appended(bank, policy, labels, ratio)
+    for share in shares:
+        synthetic, classes = shares_of(data, data.mixing_weights(share, class_balanced=True))
+        assert synthetic == pytest.approx(share)
+        assert classes == pytest.approx([1 / len(classes)] * len(classes))
+    for share in {0, 0.01, 0.99, 1}:
+        if not min(shares) <= share <= max(shares):
+            with pytest.raises(RecipeError, match=f"share: expected {min(shares):.4g} to {max(shares):.4g}"):
+                data.mixing_weights(share, class_balanced=True)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    real=st.lists(st.integers(0, 4), min_size=1, max_size=30), synthetic=st.lists(st.integers(0, 4), min_size=1, max_size=30), place=st.floats(0, 1)
+)
+def test_balanced_weights_wherever_there_are_any(real, synthetic, place):
+    classes = {*real, *synthetic}
+    low = len({*synthetic} - {*real}) / len(classes)
+    high = len({*synthetic}) / len(classes)
+    share = min(low + place * (high - low), 1)
+    weights = mixing_weights(np.asarray(real), np.asarray(synthetic), share)
+    assert (weights >= 0).all()
+    assert weights[len(real) :].sum() == pytest.approx(share, abs=1e-9)
+    for label in classes:
+        assert weights[np.asarray(real + synthetic) == label].sum() == pytest.approx(1 / len(classes), abs=1e-9)
+
+
+def test_mixing_weights_refuse_what_cannot_be(bank):
+    with pytest.raises(RecipeError, match=r"mixing_weights.*'append'.*'replace'"):
+        DiverseDiffusionDataset(dicts([0]), bank).mixing_weights()
+    for wrong in (-0.1, 1.1, float("nan"), "0.3"):
+        with pytest.raises(RecipeError, match=r"share.*\[0, 1\]"):
+            appended(bank).mixing_weights(wrong)
+    none = appended(bank, ratio=0)
+    for balanced in (False, True):
+        with pytest.raises(RecipeError, match=r"share: expected 0 .* got 0.3"):
+            none.mixing_weights(0.3, class_balanced=balanced)
+    assert none.mixing_weights(0).tolist() == [1 / 40] * 40
+    assert appended(bank, labels=[]).mixing_weights(0).shape == (0,)
+
+
+def drawn_shares(data: DiverseDiffusionDataset, places: list[int]) -> tuple[float, float]:
+    """Of synthetic items and of class 1."""
+    made = [data[i] for i in range(len(data))]
+    return np.mean([made[i]["sample_source"] != "real" for i in places]), np.mean([made[i]["label"] == 1 for i in places])
+
+
+@pytest.mark.parametrize(("balanced", "ones"), [(False, 0.25), (True, 0.5)])
+def test_mixing_sampler(bank, balanced, ones):
+    data = appended(bank)
+    epochs = []
+    for seed in (3, 3, 4):
+        sampler = mixing_sampler(data, share=0.3, num_samples=4000, class_balanced=balanced, seed=seed)
+        assert len(sampler) == 4000
+        epochs.append([list(sampler) for _ in range(2)])
+        torch.rand(1)
+    assert epochs[0] == epochs[1] != epochs[2]
+    assert epochs[0][0] != epochs[0][1]
+    for places in (*epochs[0], *epochs[2]):
+        synthetic, class_one = drawn_shares(data, places)
+        assert abs(synthetic - 0.3) < 4 * (0.21 / 4000) ** 0.5
+        assert abs(class_one - ones) < 4 * (0.25 / 4000) ** 0.5
+    assert len(mixing_sampler(data, share=0.3)) == len(data) == 60
+    batch = next(iter(MonaiLoader(data, batch_size=16, sampler=mixing_sampler(data, share=1), num_workers=1)))
+    assert "real" not in batch["sample_source"]
+
+
+def test_monais_distributed_sampler_takes_the_weights(bank):
+    data = appended(bank, labels=[0] * 300 + [1] * 100)
+    drawn = []
+    for rank in range(2):
+        sampler = DistributedWeightedRandomSampler(
+            data, data.mixing_weights(0.3), num_samples_per_rank=2000, num_replicas=2, rank=rank, generator=torch.Generator().manual_seed(rank)
+        )
+        drawn.append(list(sampler))
+        assert len(drawn[-1]) == 2000
+    assert not {*drawn[0]} & {*drawn[1]}
+    assert abs(drawn_shares(data, drawn[0] + drawn[1])[0] - 0.3) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_samples": 0}, "num_samples.*got 0"),
+        ({"num_samples": 2.5}, "num_samples.*2.5"),
+        ({"num_samples": True}, "num_samples.*True"),
+        ({"seed": -1}, "seed.*-1"),
+        ({"share": 2}, "share.*2"),
+    ],
+)
+def test_bad_samplers(bank, change, message):
+    with pytest.raises(RecipeError, match=message):
+        mixing_sampler(appended(bank), **({"share": 0.3} | change))
+
+
 # --- misuse
 
 
@@ -347,6 +512,10 @@ def test_pickles_stay_small_where_the_data_are(bank):
         ({"prob": "0.1"}, "prob.*'0.1'"),
         ({"ratio": "0.1"}, "ratio.*'0.1'"),
         ({"ratio": float("inf")}, "ratio.*inf"),
+        ({"ratio": None}, "ratio.*None.*'replace' and 'match'"),
+        ({"ratio": None, "mode": "append"}, "ratio.*None.*'append' and 'match'"),
+        ({"ratio": None, "mode": "append", "label_policy": "own"}, "ratio.*None.*'append' and 'own'"),
+        ({"ratio": None, "label_policy": "balance"}, "ratio.*None.*'replace' and 'balance'"),
         ({"label_policy": "any"}, "label_policy.*'any'"),
         ({"transform": 3}, "transform.*int"),
         ({"seed": -1}, "seed.*-1"),

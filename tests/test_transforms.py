@@ -146,6 +146,16 @@ def test_samples_are_fresh_memory(bank):
         assert bank.images[index].max() > 0
 
 
+def test_several_images_of_an_item_share_no_memory(bank):
+    kept = real_image().astype(np.float32)
+    for transform in (None, lambda sample: kept):  # a transform may hand out memory that it keeps
+        made = RandDiverseReplaced(["a", "b"], bank, prob=1, sample_transform=transform)({"a": real_image().astype(np.float32), "b": real_image().astype(np.float32), "label": 1})
+        assert not np.shares_memory(made["a"], made["b"])
+        made["a"][:] = 7
+        assert (made["b"] < 7).all()
+        assert (kept <= 1).all()
+
+
 def test_integer_images_are_rounded_and_warned_of(bank):
     for real in (np.full(SHAPE, 255, np.uint8), torch.full(SHAPE, 255, dtype=torch.uint8)):
         real[0, 0, 0] = 0

@@ -11,18 +11,12 @@ from monai.utils import TransformBackends
 
 from monai_diverse.bank import SampleBank, draw, open_bank
 from monai_diverse.errors import RecipeError
+from monai_diverse.transforms.curriculum import Curriculum, EpochProbability
 from monai_diverse.transforms.insertion import Insertion, SampleTransform
 from monai_diverse.transforms.seeding import WorkerSeeded
 
 
-def check_probability(prob: float) -> float:
-    """The probability itself; raises RecipeError outside [0, 1]."""
-    if not isinstance(prob, int | float | np.number) or not 0 <= prob <= 1:
-        raise RecipeError(f"prob: expected a probability in [0, 1], got {prob!r}")
-    return float(prob)
-
-
-class RandDiverseReplace(WorkerSeeded, RandomizableTransform):  # type: ignore[misc]  # MONAI has no type information
+class RandDiverseReplace(EpochProbability, WorkerSeeded, RandomizableTransform):  # type: ignore[misc]  # MONAI has no type information
     """Replaces an image by a random sample of a bank, with a given probability.
 
     An array transform sees no label: give it the one that all its images have, or use `RandDiverseReplaced` or
@@ -34,7 +28,7 @@ class RandDiverseReplace(WorkerSeeded, RandomizableTransform):  # type: ignore[m
     Args:
         bank: a `SampleBank` or its path.
         label: draw among this class alone. None: among all samples, which fits only where labels do not matter.
-        prob: probability of replacing.
+        prob: probability of replacing, or a function of the epoch that gives it, such as `LinearRamp`; see `set_epoch`.
         sample_transform: applied to the sample, a float32 array (c, *spatial) in [0, 1], before it replaces an image: what your images
             have been through by then (resize, scaling). It is seeded along if it is `Randomizable`.
 
@@ -55,11 +49,12 @@ class RandDiverseReplace(WorkerSeeded, RandomizableTransform):  # type: ignore[m
         bank: SampleBank | str | os.PathLike[str],
         *,
         label: int | None = None,
-        prob: float = 0.1,
+        prob: float | Curriculum = 0.1,
         sample_transform: SampleTransform | None = None,
     ) -> None:
         WorkerSeeded.__init__(self)
-        RandomizableTransform.__init__(self, check_probability(prob))
+        RandomizableTransform.__init__(self)
+        self.prob = prob
         self.insertion = Insertion(open_bank(bank), sample_transform)
         if label is not None and not (isinstance(label, int | np.integer) and 0 <= label < self.bank.header.classes):
             raise RecipeError(f"label: expected a class of the bank, 0..{self.bank.header.classes - 1}, or None, got {label!r}")

@@ -1,8 +1,9 @@
-"""The transform for dictionary pipelines, image and label together."""
+"""The transforms for dictionary pipelines, image and label together."""
 
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -13,13 +14,107 @@ from monai.transforms import MapTransform, RandomizableTransform
 from monai.utils import TransformBackends
 
 from monai_diverse.bank import LabelPolicy, SampleBank, check_policy, draw, open_bank
-from monai_diverse.transforms.array import check_probability
+from monai_diverse.transforms.curriculum import Curriculum, EpochProbability
 from monai_diverse.transforms.insertion import CLASS_NAME_KEY, REAL, Insertion, SampleTransform, source_of
 from monai_diverse.transforms.labels import read_label, write_label
 from monai_diverse.transforms.seeding import WorkerSeeded
 
 
-class RandDiverseReplaced(WorkerSeeded, RandomizableTransform, MapTransform):  # type: ignore[misc]  # MONAI has no type information
+class RandSampled(EpochProbability, WorkerSeeded, RandomizableTransform, MapTransform):  # type: ignore[misc]  # MONAI has no type information
+    """Draws a sample of a bank for an item, with a given probability; a subclass says what becomes of both.
+
+    Arguments, attributes and errors are those of `RandDiverseReplaced`.
+    """
+
+    backend = [TransformBackends.TORCH, TransformBackends.NUMPY]  # noqa: RUF012  # MONAI's convention
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        bank: SampleBank | str | os.PathLike[str],
+        *,
+        label_key: str = "label",
+        label_policy: LabelPolicy = "match",
+        prob: float | Curriculum = 0.1,
+        sample_transform: SampleTransform | None = None,
+        source_key: str = "sample_source",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        WorkerSeeded.__init__(self)
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        RandomizableTransform.__init__(self)
+        self.prob = prob
+        self.insertion = Insertion(open_bank(bank), sample_transform)
+        self.label_key = label_key
+        self.label_policy = check_policy(label_policy)
+        self.source_key = source_key
+        self.ineligible = 0
+        self._seen = self._no_counts()
+        self._index: int | None = None
+
+    @property
+    def bank(self) -> SampleBank:
+        """Where samples come from."""
+        return self.insertion.bank
+
+    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> RandSampled:
+        """Seeds this transform and a random `sample_transform`, and forgets the class counts of "balance"; arguments as MONAI's."""
+        super().set_random_state(seed, state)
+        self.insertion.seed(self.R)
+        self._seen = self._no_counts()
+        return self
+
+    def randomize(self, data: Any = None) -> None:
+        """Draws whether the item gets a sample, and which.
+
+        Args:
+            data: the item; anything without a label gives no sample.
+        """
+        rng = self.random_state()
+        super().randomize(None)
+        self._index = None
+        if not isinstance(data, Mapping) or self.label_key not in data:
+            return
+        label = read_label(data[self.label_key])
+        if 0 <= label < len(self._seen):
+            self._seen[label] += 1
+        if self._do_transform:
+            self._index = draw(self.bank, label, self.label_policy, rng, counts=self._seen)
+            self.ineligible += self._index is None
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """A copy of the item, changed by a sample or not."""
+        d = dict(data)
+        present = list(self.key_iterator(d))
+        if self.label_key not in d and not self.allow_missing_keys:
+            raise KeyError(f"Key `{self.label_key}` of transform `{type(self).__name__}` was missing in the data and allow_missing_keys==False.")
+        self.randomize(d)
+        for key in present:
+            self.insertion.check(d[key], str(key))
+        if self._index is not None and present:
+            self._apply(d, present, self._index)
+        else:
+            self._leave(d)
+        return d
+
+    @abstractmethod
+    def _apply(self, d: dict[Hashable, Any], present: list[Hashable], index: int) -> None:
+        """Changes the item by sample `index`."""
+
+    def _leave(self, d: dict[Hashable, Any]) -> None:
+        """Gives an item without a sample the form of the others."""
+        if not isinstance(d.get(self.source_key), str):
+            d[self.source_key] = REAL  # else what an earlier transform wrote holds still
+
+    def _rename(self, d: dict[Hashable, Any], label: int) -> None:
+        if isinstance(d.get(CLASS_NAME_KEY), str):
+            d[CLASS_NAME_KEY] = self.insertion.class_name(label)
+
+    def _no_counts(self) -> npt.NDArray[np.int64]:
+        return np.zeros(self.bank.header.classes, dtype=np.int64)
+
+
+class RandDiverseReplaced(RandSampled):
     """Replaces an item's image by a random sample of a bank, with a given probability; dictionary version.
 
     Put it after the deterministic part of a `Compose` (what caching datasets keep) and before the random augmentation, which then acts on
@@ -38,7 +133,7 @@ class RandDiverseReplaced(WorkerSeeded, RandomizableTransform, MapTransform):  #
         label_policy: "match": a sample of the item's class. "own": any sample, the item takes its label. "balance": a sample of a class drawn
             with probability inverse to the class's count among the items seen so far (since the random state was set); the item takes its
             label. Classes not seen are not drawn.
-        prob: probability of replacing.
+        prob: probability of replacing, or a function of the epoch that gives it, such as `LinearRamp`; see `set_epoch`.
         sample_transform: applied to the sample, a float32 array (c, *spatial) in [0, 1], before it replaces an image: what your images
             have been through by then (resize, scaling). It is seeded along if it is `Randomizable`.
         source_key: where to write the item's origin.
@@ -55,89 +150,16 @@ class RandDiverseReplaced(WorkerSeeded, RandomizableTransform, MapTransform):  #
         DataError: (when called) the sample has another shape than the image, or the label is none of the forms above.
     """
 
-    backend = [TransformBackends.TORCH, TransformBackends.NUMPY]  # noqa: RUF012  # MONAI's convention
-
-    def __init__(
-        self,
-        keys: KeysCollection,
-        bank: SampleBank | str | os.PathLike[str],
-        *,
-        label_key: str = "label",
-        label_policy: LabelPolicy = "match",
-        prob: float = 0.1,
-        sample_transform: SampleTransform | None = None,
-        source_key: str = "sample_source",
-        allow_missing_keys: bool = False,
-    ) -> None:
-        WorkerSeeded.__init__(self)
-        MapTransform.__init__(self, keys, allow_missing_keys)
-        RandomizableTransform.__init__(self, check_probability(prob))
-        self.insertion = Insertion(open_bank(bank), sample_transform)
-        self.label_key = label_key
-        self.label_policy = check_policy(label_policy)
-        self.source_key = source_key
-        self.ineligible = 0
-        self._seen = self._no_counts()
-        self._index: int | None = None
-
-    @property
-    def bank(self) -> SampleBank:
-        """Where samples come from."""
-        return self.insertion.bank
-
-    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> RandDiverseReplaced:
-        """Seeds this transform and a random `sample_transform`, and forgets the class counts of "balance"; arguments as MONAI's."""
-        super().set_random_state(seed, state)
-        self.insertion.seed(self.R)
-        self._seen = self._no_counts()
-        return self
-
-    def randomize(self, data: Any = None) -> None:
-        """Draws whether to replace, and by which sample.
-
-        Args:
-            data: the item; anything without a label gives no sample.
-        """
-        rng = self.random_state()
-        super().randomize(None)
-        self._index = None
-        if not isinstance(data, Mapping) or self.label_key not in data:
-            return
-        label = read_label(data[self.label_key])
-        if 0 <= label < len(self._seen):
-            self._seen[label] += 1
-        if self._do_transform:
-            self._index = draw(self.bank, label, self.label_policy, rng, counts=self._seen)
-            self.ineligible += self._index is None
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """A copy of the item, with its image replaced or not."""
-        d = dict(data)
-        present = list(self.key_iterator(d))
-        if self.label_key not in d and not self.allow_missing_keys:
-            raise KeyError(f"Key `{self.label_key}` of transform `{type(self).__name__}` was missing in the data and allow_missing_keys==False.")
-        self.randomize(d)
-        for key in present:
-            self.insertion.check(d[key], str(key))
-        if self._index is not None and present:
-            self._replace(d, present, self._index)
-        elif not isinstance(d.get(self.source_key), str):
-            d[self.source_key] = REAL  # else what an earlier replacement wrote holds still
-        return d
-
-    def _replace(self, d: dict[Hashable, Any], present: list[Hashable], index: int) -> None:
+    def _apply(self, d: dict[Hashable, Any], present: list[Hashable], index: int) -> None:
         sample = self.insertion.sample(index)
         for key in present:
-            d[key] = self.insertion.put(sample, d[key], str(key))
+            own = sample if key == present[-1] else sample.copy()  # images of one item must not share memory
+            d[key] = self.insertion.put(own, d[key], str(key))
         d[self.source_key] = source_of(index)
         label = int(self.bank.labels[index])
         if label != read_label(d[self.label_key]):
             d[self.label_key] = write_label(d[self.label_key], label)
-            if isinstance(d.get(CLASS_NAME_KEY), str):
-                d[CLASS_NAME_KEY] = self.insertion.class_name(label)
-
-    def _no_counts(self) -> npt.NDArray[np.int64]:
-        return np.zeros(self.bank.header.classes, dtype=np.int64)
+            self._rename(d, label)
 
 
 RandDiverseReplaceD = RandDiverseReplaceDict = RandDiverseReplaced

@@ -25,9 +25,16 @@ _TOLERANCE_RAW = 0.5
 _DIM = 0.02
 
 
-def source_of(index: int | None) -> str:
-    """What an item says of its origin: "real", or "synthetic:INDEX" with the sample's index in its bank."""
-    return REAL if index is None else f"synthetic:{index}"
+def source_of(index: int | None, weight: float | None = None) -> str:
+    """What an item says of its origin: "real", "synthetic:INDEX", or "mixed:INDEX:WEIGHT".
+
+    Args:
+        index: of the sample in its bank; None: there is none.
+        weight: the sample's share, where it was mixed with a real image.
+    """
+    if index is None:
+        return REAL
+    return f"synthetic:{index}" if weight is None else f"mixed:{index}:{weight:.4f}"
 
 
 class Insertion:
@@ -38,6 +45,11 @@ class Insertion:
         sample_transform: applied to the sample, a float32 array (c, *spatial) in [0, 1], before it replaces an image: whatever the real
             images have been through by then (resize, scaling, z-score). None: the sample as it is.
     """
+
+    remedy = (
+        "place this transform where images are (channels, *spatial) of the bank's size, or pass a sample_transform that resizes samples as your"
+        " images were"
+    )
 
     def __init__(self, bank: SampleBank, sample_transform: SampleTransform | None) -> None:
         if sample_transform is not None and not callable(sample_transform):
@@ -64,17 +76,21 @@ class Insertion:
             self._check_shape(tuple(real.shape), self.bank.header.shape, what)
 
     def sample(self, index: int) -> npt.NDArray[Any]:
-        """Sample `index`, transformed, as a fresh array."""
-        image = self.bank.images[index]
+        """Sample `index`, transformed, as a fresh array that `put` may hand out."""
+        return self.transformed(self.bank.images[index])
+
+    def transformed(self, image: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """What `sample_transform` makes of a sample."""
         if self.sample_transform is None:
             return image
         made = self.sample_transform(image)
         if not isinstance(made, np.ndarray | torch.Tensor):
             raise DataError(f"sample_transform: expected it to return an array or tensor, got {type(made).__name__}")
-        return made.detach().cpu().float().numpy() if isinstance(made, torch.Tensor) else made
+        # a transform may return memory that it keeps
+        return np.array(made.detach().cpu().float().numpy() if isinstance(made, torch.Tensor) else made)
 
     def put(self, sample: npt.NDArray[Any], real: Any, what: str) -> Any:
-        """A sample in the form of `real`: NumPy array, tensor, or a MetaTensor with meta data of its own.
+        """A sample in the form of `real`: NumPy array, tensor, or a MetaTensor with meta data of its own; in the sample's memory where it fits.
 
         Raises:
             DataError: another shape than the real image's.
@@ -87,12 +103,27 @@ class Insertion:
         tensor = tensor.to(dtype=real.dtype, device=real.device)
         return MetaTensor(tensor) if isinstance(real, MetaTensor) else tensor
 
+    def blend(self, sample: npt.NDArray[Any], real: Any, weight: float, what: str) -> Any:
+        """(1 - weight) * real + weight * sample, in the form of `real`; integers are rounded.
+
+        Raises:
+            DataError: another shape than the real image's, or an image of neither floating-point nor whole numbers.
+        """
+        self._check_shape(tuple(real.shape), tuple(sample.shape), what)
+        self._check_range(sample, real, what)
+        plain = _plain(real)
+        if plain.dtype.kind not in "iuf":
+            raise DataError(f"{what}: expected an image of floating-point or whole numbers to blend, got {real.dtype}; convert it first")
+        dtype = np.result_type(plain.dtype, np.float32)
+        return self.put((1 - weight) * plain.astype(dtype) + weight * sample.astype(dtype), real, what)
+
     def _check_shape(self, real: tuple[int, ...], sample: tuple[int, ...], what: str) -> None:
         if real != sample:
-            raise DataError(
-                f"{what}: the real image has shape {real}, the sample {sample}; place this transform where images are (channels, *spatial) of the"
-                " bank's size, or pass a sample_transform that resizes samples as your images were"
-            )
+            raise DataError(f"{what}: the real image has shape {real}, the sample {sample}; {self.remedy}")
+
+    def full_range(self, real: Any) -> tuple[float, float]:
+        """The range that all samples share before `sample_transform`, in the terms of `real`."""
+        return 0.0, 1.0
 
     def _check_range(self, sample: npt.NDArray[Any], real: Any, what: str) -> None:
         if self._range_seen:
@@ -102,7 +133,7 @@ class Insertion:
             return  # a blank image says nothing: look at the next
         self._range_seen = True
         if self.sample_transform is None:
-            bottom, top, tolerance = 0.0, 1.0, _TOLERANCE_RAW  # the range that all samples share
+            (bottom, top), tolerance = self.full_range(real), _TOLERANCE_RAW
         else:
             bottom, top, tolerance = float(sample.min()), float(sample.max()), _TOLERANCE  # of one sample only: less sure
         slack = tolerance * (top - bottom)
@@ -114,6 +145,15 @@ class Insertion:
             )
 
 
+def _plain(image: Any) -> npt.NDArray[Any]:
+    """As a NumPy array without meta data."""
+    if isinstance(image, np.ndarray):
+        return image
+    tensor = (image.as_tensor() if isinstance(image, MetaTensor) else image).detach().cpu()
+    array: npt.NDArray[Any] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()  # NumPy has no bfloat16
+    return array
+
+
 def _cast(sample: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     rounded = np.rint(sample) if dtype.kind in "iu" and sample.dtype.kind == "f" else sample
-    return np.array(rounded, dtype=dtype, order="C")
+    return np.asarray(rounded, dtype=dtype, order="C")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ def read_label(value: Any) -> int:
     Raises:
         DataError: anything else, such as soft labels or names.
     """
+    if type(value) is int:
+        return value
     array = np.asarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value)
     if array.dtype.kind in "iufb":
         if array.size == 1 and float(array.item()).is_integer():
@@ -42,6 +45,30 @@ def write_label(like: Any, label: int) -> Any:
     except (DataError, IndexError, OverflowError, RuntimeError, TypeError, ValueError):
         pass  # each type refuses in its own way what it cannot hold
     raise DataError(f"label: expected a form that can hold class {label}, got {like!r}; widen the labels, or use label_policy='match'")
+
+
+def soft_label(like: Any, shares: Mapping[int, float], classes: int) -> Any:
+    """The share of each class, float32 (classes,), whatever form the label had.
+
+    Args:
+        like: the item's label: a tensor (or MetaTensor) gives a tensor on its device, anything else a NumPy array.
+        shares: class -> share, together 1.
+        classes: how many there are.
+
+    Raises:
+        DataError: a class beyond `classes`, or a one-hot label of another length.
+    """
+    unknown = [label for label in shares if not 0 <= label < classes]
+    if unknown:
+        raise DataError(f"label: expected classes 0..{classes - 1}, got {unknown[0]}; set num_classes to how many classes your labels have")
+    size = int(np.prod(np.shape(like), dtype=np.int64))
+    if size not in (1, classes):
+        raise DataError(f"label: expected one-hot labels of num_classes={classes} entries, got {size}; set num_classes to how many they have")
+    vector = np.zeros(classes, np.float64)
+    for label, share in shares.items():
+        vector[label] = share
+    soft = vector.astype(np.float32)
+    return torch.from_numpy(soft).to(like.device) if isinstance(like, torch.Tensor) else soft
 
 
 def _written(like: Any, label: int) -> Any:

@@ -1,25 +1,25 @@
-"""Bank samples in any torch dataset, without touching its transforms."""
+"""A dataset with bank samples among its items."""
 
 from __future__ import annotations
 
-import heapq
 import math
 import os
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from monai.data import MetaTensor
 from monai.data.utils import set_rnd
 from torch.utils.data import Dataset
 
 from monai_diverse.bank import LabelPolicy, SampleBank, check_policy, draw, open_bank
 from monai_diverse.data import IntArray, check_labels
-from monai_diverse.errors import DataError, RecipeError
-from monai_diverse.transforms.array import check_probability
+from monai_diverse.dataset.items import Items, blanked, image_and_label, sequence_like
+from monai_diverse.dataset.quotas import cycled, levelled, raised, shared
+from monai_diverse.dataset.weights import mixing_weights
+from monai_diverse.errors import RecipeError
+from monai_diverse.transforms.curriculum import Curriculum, EpochProbability, set_epoch
 from monai_diverse.transforms.insertion import CLASS_NAME_KEY, Insertion, source_of
 from monai_diverse.transforms.labels import read_label, write_label
 from monai_diverse.transforms.seeding import WorkerSeeded
@@ -28,14 +28,7 @@ Mode = Literal["replace", "append"]
 SOURCE_KEY = "sample_source"
 
 
-class Items(Protocol):
-    """What can be wrapped: anything with a length that gives items by index."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> Any: ...
-
-
-class DiverseDiffusionDataset(WorkerSeeded, Dataset[Any]):
+class DiverseDiffusionDataset(EpochProbability, WorkerSeeded, Dataset[Any]):
     """A dataset with bank samples among its items.
 
     Items are dicts, or tuples or lists that begin (image, label, ...). Images are channel-first (c, *spatial), of the bank's shape, arrays or
@@ -53,8 +46,8 @@ class DiverseDiffusionDataset(WorkerSeeded, Dataset[Any]):
         data: real items.
         bank: a `SampleBank` or its path.
         mode: "replace": each item becomes a sample with probability `prob`. "append": `ratio * len(data)` samples, rounded, follow the real items.
-        prob: in "replace" mode alone.
-        ratio: in "append" mode alone, from 0.
+        prob: in "replace" mode alone: a number, or a function of the epoch that gives it, such as `transforms.LinearRamp`; see `set_epoch`.
+        ratio: in "append" mode alone, from 0. None, with "balance" alone: as many samples as raise every class in `data` to the largest.
         label_policy: "match": samples of the item's class, or in the class shares of `data`. "own": in the bank's class shares. "balance": in
             "replace" mode the class is drawn with probability inverse to its count in `data`; in "append" mode classes are filled up so that
             real and appended items together are as even as can be. Both read each label in `data` once, at construction, as does "match" in
@@ -80,8 +73,8 @@ class DiverseDiffusionDataset(WorkerSeeded, Dataset[Any]):
         bank: SampleBank | str | os.PathLike[str],
         *,
         mode: Mode = "replace",
-        prob: float = 0.1,
-        ratio: float = 0.2,
+        prob: float | Curriculum = 0.1,
+        ratio: float | None = 0.2,
         label_policy: LabelPolicy = "match",
         image_key: str = "image",
         label_key: str = "label",
@@ -89,17 +82,18 @@ class DiverseDiffusionDataset(WorkerSeeded, Dataset[Any]):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        _check_settings(mode, prob, ratio, transform, seed)
+        self.label_policy = check_policy(label_policy)
+        _check_settings(mode, ratio, label_policy, transform)
         self.data = data
         self.insertion = Insertion(open_bank(bank), None)
         self.mode, self.prob, self.ratio = mode, prob, ratio
-        self.label_policy = check_policy(label_policy)
         self.image_key, self.label_key = image_key, label_key
         self.transform = transform
         self.ineligible = 0
         # not the overridden set_random_state: how `data` and `transform` were seeded before is their owner's choice
-        WorkerSeeded.set_random_state(self, seed=seed)
+        WorkerSeeded.set_random_state(self, seed=check_seed(seed))
         self._names: dict[int, str] = {}
+        self._labels: IntArray | None = None
         self._counts = self._class_counts() if self._needs_counts() else None
         self._appended = self._draw_appended(seed) if mode == "append" else np.empty(0, np.int64)
         self._template = self._blank_item() if len(self._appended) else None
@@ -116,18 +110,73 @@ class DiverseDiffusionDataset(WorkerSeeded, Dataset[Any]):
             set_rnd(part, seed=int(self.R.randint(2**31)))
         return self
 
+    def set_epoch(self, epoch: int) -> None:
+        """Sets the epoch of `prob`, and of whatever in `data` and `transform` has a `set_epoch`; see `transforms.set_epoch` for the search.
+
+        Call it before you iterate over the loader: workers fetch ahead. It reaches all workers, persistent ones too.
+
+        Args:
+            epoch: from 0.
+
+        Raises:
+            RecipeError: `epoch` is no whole number from 0, or the function of the epoch returns no probability.
+        """
+        super().set_epoch(epoch)
+        for part in (self.data, self.transform):
+            set_epoch(part, epoch)
+
+    def source_of(self, index: int) -> str:
+        """Where item `index` comes from, without reading it: "real" or "synthetic:INDEX"; for tuples, which have no "sample_source".
+
+        Raises:
+            RecipeError: in "replace" mode, where that is drawn anew at every access.
+            IndexError: there is no such item.
+        """
+        self._check_append("source_of")
+        place = self._place(index)
+        return source_of(None if place < len(self.data) else int(self._appended[place - len(self.data)]))
+
+    def mixing_weights(self, share: float = 0.3, class_balanced: bool = False) -> torch.Tensor:
+        """Weights for torch's `WeightedRandomSampler` or MONAI's `DistributedWeightedRandomSampler`, in "append" mode.
+
+        Args:
+            share: expected share of synthetic items among those drawn, in [0, 1].
+            class_balanced: let every class be equally likely, real and synthetic items taken together; a class that lacks one kind is drawn
+                from the other alone. Reads each label in `data` once, if construction did not.
+
+        Returns:
+            float64 (len(dataset),), summing to 1.
+
+        Raises:
+            RecipeError: "replace" mode, a share above 0 without synthetic items, or a share with which classes cannot be equally likely.
+        """
+        self._check_append("mixing_weights")
+        if class_balanced:
+            real, synthetic = self._real_labels(), self.bank.labels[self._appended]
+        else:
+            real, synthetic = np.zeros(len(self.data), np.int64), np.zeros(len(self._appended), np.int64)
+        return torch.from_numpy(mixing_weights(real, synthetic, share))
+
     def __len__(self) -> int:
         return len(self.data) + len(self._appended)
 
     def __getitem__(self, index: int) -> Any:
-        place = int(index) + (len(self) if index < 0 else 0)
-        if not 0 <= place < len(self):
-            raise IndexError(f"expected an index below {len(self)}, got {index}")
+        place = self._place(index)
         if place >= len(self.data):
             item = self._with_sample(self._template, int(self._appended[place - len(self.data)]))
         else:
             item = self._real_or_replaced(place)
         return item if self.transform is None else self.transform(item)
+
+    def _place(self, index: int) -> int:
+        place = int(index) + (len(self) if index < 0 else 0)
+        if not 0 <= place < len(self):
+            raise IndexError(f"expected an index below {len(self)}, got {index}")
+        return place
+
+    def _check_append(self, asked: str) -> None:
+        if self.mode != "append":
+            raise RecipeError(f"{asked}: expected a dataset in 'append' mode, got {self.mode!r}, where each access draws what is synthetic")
 
     def _reseed(self, seed: int) -> None:
         WorkerSeeded.set_random_state(self, seed=seed)
@@ -143,20 +192,19 @@ class DiverseDiffusionDataset(WorkerSeeded, Dataset[Any]):
 
     def _real_or_replaced(self, place: int) -> Any:
         item = self.data[place]
-        image, label = self._image_and_label(item)
+        image, label = image_and_label(item, self.image_key, self.label_key)
         self.insertion.check(image, self.image_key)
         index = self.randomize(read_label(label)) if self.mode == "replace" else None
         return self._rebuilt(item, image, label, None) if index is None else self._with_sample(item, index)
 
     def _with_sample(self, item: Any, index: int) -> Any:
-        image, label = self._image_and_label(item)
+        image, label = image_and_label(item, self.image_key, self.label_key)
         sample = self.insertion.put(self.insertion.sample(index), image, self.image_key)
         return self._rebuilt(item, sample, write_label(label, int(self.bank.labels[index])), index)
 
     def _rebuilt(self, item: Any, image: Any, label: Any, index: int | None) -> Any:
         if not isinstance(item, Mapping):
-            values = [image, label, *item[2:]]
-            return type(item)(*values) if hasattr(item, "_fields") else type(item)(values)
+            return sequence_like(item, [image, label, *item[2:]])
         d = dict(item) | {self.image_key: image, self.label_key: label}
         if index is not None or not isinstance(d.get(SOURCE_KEY), str):
             d[SOURCE_KEY] = source_of(index)
@@ -165,37 +213,38 @@ class DiverseDiffusionDataset(WorkerSeeded, Dataset[Any]):
             d[CLASS_NAME_KEY] = self._names.get(read_label(label)) or self.insertion.class_name(read_label(label))
         return d
 
-    def _image_and_label(self, item: Any) -> tuple[Any, Any]:
-        if isinstance(item, Mapping):
-            missing = [key for key in (self.image_key, self.label_key) if key not in item]
-            if missing:
-                raise DataError(f"data: expected items with keys {self.image_key!r} and {self.label_key!r}, got {sorted(map(str, item))}")
-            return item[self.image_key], item[self.label_key]
-        if isinstance(item, tuple | list) and len(item) >= 2:
-            return item[0], item[1]
-        raise DataError(f"data: expected items that are dicts, or tuples or lists (image, label, ...), got {type(item).__name__}")
-
     def _needs_counts(self) -> bool:
         return self.label_policy == "balance" or (self.mode == "append" and self.label_policy == "match")
 
+    def _real_labels(self) -> IntArray:
+        if self._labels is None:
+            labels = np.empty(len(self.data), np.int64)
+            for place in range(len(self.data)):
+                item = self.data[place]
+                labels[place] = read_label(image_and_label(item, self.image_key, self.label_key)[1])
+                if isinstance(item, Mapping) and isinstance(item.get(CLASS_NAME_KEY), str):
+                    self._names[int(labels[place])] = item[CLASS_NAME_KEY]
+            self._labels = check_labels(labels, len(labels))
+        return self._labels
+
     def _class_counts(self) -> IntArray:
-        labels = np.empty(len(self.data), np.int64)
-        for place in range(len(self.data)):
-            item = self.data[place]
-            labels[place] = read_label(self._image_and_label(item)[1])
-            if isinstance(item, Mapping) and isinstance(item.get(CLASS_NAME_KEY), str):
-                self._names[int(labels[place])] = item[CLASS_NAME_KEY]
-        return np.bincount(check_labels(labels, len(labels)), minlength=self.bank.header.classes).astype(np.int64, copy=False)
+        return np.bincount(self._real_labels(), minlength=self.bank.header.classes).astype(np.int64, copy=False)
+
+    def _quotas(self, held: IntArray) -> IntArray:
+        """How many samples of each class are due, whether the bank has any or not; `held` are its samples by class."""
+        if self.ratio is None:
+            return raised(self._class_counts())
+        wanted = round(self.ratio * len(self.data))
+        if self.label_policy == "balance" and self._counts is not None:
+            return levelled(self._counts, (self._counts > 0) & (np.pad(held, (0, len(self._counts) - len(held))) > 0), wanted)
+        return shared(held if self._counts is None else self._counts, wanted)
 
     def _draw_appended(self, seed: int) -> IntArray:
-        wanted = round(self.ratio * len(self.data))
         held = np.asarray(self.bank.class_counts)
-        if self.label_policy == "balance" and self._counts is not None:
-            quotas = _levelled(self._counts, (self._counts > 0) & (np.pad(held, (0, len(self._counts) - len(held))) > 0), wanted)
-        else:
-            quotas = _shared(held if self._counts is None else self._counts, wanted)
+        quotas = self._quotas(held)
+        wanted = int(quotas.sum()) if self.ratio is None else round(self.ratio * len(self.data))
         rng = np.random.default_rng(seed)
-        picks = [_cycled(self.bank.indices_of(label), int(quota), rng) for label, quota in enumerate(quotas)]
+        picks = [cycled(self.bank.indices_of(label), int(quota), rng) for label, quota in enumerate(quotas)]
         appended = rng.permutation(np.concatenate(picks))
         self.ineligible = wanted - len(appended)
         if self.ineligible:
@@ -206,70 +255,23 @@ class DiverseDiffusionDataset(WorkerSeeded, Dataset[Any]):
     def _blank_item(self) -> Any:
         """The first real item with everything blank but image and label, whose form samples take and whose content they replace."""
         item = self.data[0]
-        image, label = self._image_and_label(item)
-        self.insertion.check(image, self.image_key)
-        if isinstance(item, Mapping):
-            ours = (self.image_key, self.label_key, CLASS_NAME_KEY)
-            return {key: value if key in ours else _blank(value, str(key)) for key, value in item.items()}
-        values = [image, label, *(_blank(value, str(place)) for place, value in enumerate(item[2:], 2))]
-        return type(item)(*values) if hasattr(item, "_fields") else type(item)(values)
+        self.insertion.check(image_and_label(item, self.image_key, self.label_key)[0], self.image_key)
+        return blanked(item, self.image_key, self.label_key)
 
 
-def _check_settings(mode: str, prob: float, ratio: float, transform: object, seed: int) -> None:
+def check_seed(seed: object) -> int:
+    """The seed itself; raises RecipeError unless it is a whole number from 0."""
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise RecipeError(f"seed: expected a whole number from 0, got {seed!r}")
+    return int(seed)
+
+
+def _check_settings(mode: str, ratio: float | None, label_policy: str, transform: object) -> None:
     if mode not in ("replace", "append"):
         raise RecipeError(f"mode: expected 'replace' or 'append', got {mode!r}")
-    check_probability(prob)
-    if not (isinstance(ratio, int | float | np.number) and ratio >= 0 and math.isfinite(ratio)):
+    if ratio is None and (mode, label_policy) != ("append", "balance"):
+        raise RecipeError(f"ratio: expected a number, got None, which goes with 'append' and 'balance' alone, not {mode!r} and {label_policy!r}")
+    if ratio is not None and not (isinstance(ratio, int | float | np.number) and ratio >= 0 and math.isfinite(ratio)):
         raise RecipeError(f"ratio: expected a finite number from 0, got {ratio!r}")
     if transform is not None and not callable(transform):
         raise RecipeError(f"transform: expected a callable, got {type(transform).__name__}")
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise RecipeError(f"seed: expected a whole number from 0, got {seed!r}")
-
-
-def _shared(shares: npt.NDArray[np.int64], total: int) -> IntArray:
-    """`total` divided in proportion to `shares` by largest remainders; nothing where there are no shares."""
-    if not shares.sum():
-        return np.zeros(len(shares), np.int64)
-    exact = shares / shares.sum() * total
-    quotas: IntArray = np.floor(exact).astype(np.int64)
-    quotas[np.argsort(quotas - exact, kind="stable")[: total - quotas.sum()]] += 1
-    return quotas
-
-
-def _levelled(counts: npt.NDArray[np.int64], usable: npt.NDArray[np.bool_], total: int) -> IntArray:
-    """`total` given out one by one, each to the smallest usable class."""
-    quotas = np.zeros(len(counts), np.int64)
-    heap = [(int(count), label) for label, count in enumerate(counts) if usable[label]]
-    heapq.heapify(heap)
-    for _ in range(total if heap else 0):
-        count, label = heap[0]
-        quotas[label] += 1
-        heapq.heapreplace(heap, (count + 1, label))
-    return quotas
-
-
-def _cycled(candidates: IntArray, count: int, rng: np.random.Generator) -> IntArray:
-    """`count` of the candidates in random order, all of them before one comes again; none if there are none."""
-    if not len(candidates) or not count:
-        return np.empty(0, np.int64)
-    return np.concatenate([rng.permutation(candidates) for _ in range(-(-count // len(candidates)))])[:count]
-
-
-def _blank(value: Any, what: str) -> Any:
-    """Zeros, empty strings and the like, of the same type and shape."""
-    if isinstance(value, MetaTensor):
-        return MetaTensor(torch.zeros_like(value.as_tensor()))
-    if isinstance(value, torch.Tensor):
-        return torch.zeros_like(value)
-    if isinstance(value, np.ndarray):
-        return np.zeros_like(value)
-    if isinstance(value, str | bytes | bool | int | float | np.generic):
-        return type(value)()
-    if isinstance(value, Mapping):
-        return {key: _blank(part, f"{what}.{key}") for key, part in value.items()}
-    if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
-        return type(value)(_blank(part, f"{what}.{place}") for place, part in enumerate(value))
-    raise DataError(
-        f"data: expected numbers, strings, arrays or tensors beside image and label, got {type(value).__name__} in {what!r}; drop it from the items"
-    )
