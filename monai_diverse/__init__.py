@@ -7,18 +7,32 @@ dataset hands it to a classifier. They are imported at first use, since torch, M
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from monai_diverse.version import __version__
 
 if TYPE_CHECKING:
     from monai_diverse.bank import SampleBank
-    from monai_diverse.dataset import DiverseDiffusionDataset
+    from monai_diverse.dataset import DiverseDiffusionDataset, mixing_sampler
     from monai_diverse.growth import grow
     from monai_diverse.recipe import Recipe
     from monai_diverse.screening import NoveltyScreen, Verdict
     from monai_diverse.sources import BuiltinSource, BundleSource, CallableSource, DiffusersSource, FolderSource, MonaiSource, SampleSource
-    from monai_diverse.transforms import RandDiverseReplace, RandDiverseReplaceD, RandDiverseReplaced, RandDiverseReplaceDict
+    from monai_diverse.transforms import (
+        Albumentations,
+        AlbumentationsD,
+        Albumentationsd,
+        AlbumentationsDict,
+        RandDiverseMixD,
+        RandDiverseMixd,
+        RandDiverseMixDict,
+        RandDiverseReplace,
+        RandDiverseReplaceD,
+        RandDiverseReplaced,
+        RandDiverseReplaceDict,
+    )
+    from monai_diverse.transforms.albumentations import BankReference, BankTransform
 
 _HOMES = {
     "SampleSource": "sources",
@@ -37,10 +51,26 @@ _HOMES = {
     "RandDiverseReplaced": "transforms",
     "RandDiverseReplaceD": "transforms",
     "RandDiverseReplaceDict": "transforms",
+    "RandDiverseMixd": "transforms",
+    "RandDiverseMixD": "transforms",
+    "RandDiverseMixDict": "transforms",
+    "BankTransform": "transforms.albumentations",
+    "BankReference": "transforms.albumentations",
+    "Albumentations": "transforms",
+    "Albumentationsd": "transforms",
+    "AlbumentationsD": "transforms",
+    "AlbumentationsDict": "transforms",
     "DiverseDiffusionDataset": "dataset",
+    "mixing_sampler": "dataset",
 }
 
 __all__ = [
+    "Albumentations",
+    "AlbumentationsD",
+    "AlbumentationsDict",
+    "Albumentationsd",
+    "BankReference",
+    "BankTransform",
     "BuiltinSource",
     "BundleSource",
     "CallableSource",
@@ -49,6 +79,9 @@ __all__ = [
     "FolderSource",
     "MonaiSource",
     "NoveltyScreen",
+    "RandDiverseMixD",
+    "RandDiverseMixDict",
+    "RandDiverseMixd",
     "RandDiverseReplace",
     "RandDiverseReplaceD",
     "RandDiverseReplaceDict",
@@ -59,7 +92,13 @@ __all__ = [
     "Verdict",
     "__version__",
     "grow",
+    "mixing_sampler",
 ]
+
+
+if importlib.util.find_spec("albumentations") is None:  # for `import *`; by name they say what to install
+    for _optional in ("BankReference", "BankTransform"):
+        __all__.remove(_optional)
 
 
 def __getattr__(name: str) -> Any:

@@ -149,7 +149,9 @@ def test_samples_are_fresh_memory(bank):
 def test_several_images_of_an_item_share_no_memory(bank):
     kept = real_image().astype(np.float32)
     for transform in (None, lambda sample: kept):  # a transform may hand out memory that it keeps
-        made = RandDiverseReplaced(["a", "b"], bank, prob=1, sample_transform=transform)({"a": real_image().astype(np.float32), "b": real_image().astype(np.float32), "label": 1})
+        made = RandDiverseReplaced(["a", "b"], bank, prob=1, sample_transform=transform)(
+            {"a": real_image().astype(np.float32), "b": real_image().astype(np.float32), "label": 1}
+        )
         assert not np.shares_memory(made["a"], made["b"])
         made["a"][:] = 7
         assert (made["b"] < 7).all()

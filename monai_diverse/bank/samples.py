@@ -83,7 +83,9 @@ def quantise(images: FloatArray, dtype: str) -> npt.NDArray[Any]:
 
 def dequantise(stored: npt.NDArray[Any]) -> FloatArray:
     """The inverse of `quantise`: float32 in [0, 1], in new memory unless it is float32 already."""
-    images: FloatArray = np.divide(stored, np.float32(255), dtype=np.float32) if stored.dtype == np.uint8 else stored.astype(np.float32, copy=False)
+    images: FloatArray = stored.astype(np.float32, copy=False)
+    if stored.dtype == np.uint8:
+        images /= np.float32(255)
     return images
 
 
