@@ -571,3 +571,35 @@ def test_range_mismatch_warns(bank):
     with pytest.warns(UserWarning, match="intensities"):
         data[3]
     data[4]
+
+
+@pytest.mark.parametrize("mode", ["replace", "append"])
+def test_samples_go_through_what_images_went_through(bank, mode):
+    real = [{"image": item["image"] * 6 - 3, "label": item["label"]} for item in dicts([0, 1] * 15)]
+    settings = {"mode": mode, "prob": 1, "ratio": 1}
+    with pytest.warns(UserWarning, match="pass a sample_transform"):
+        DiverseDiffusionDataset(real, bank, **settings)[-1]
+    data = DiverseDiffusionDataset(real, bank, sample_transform=lambda sample: sample * 6 - 3, **settings)
+    item = data[len(data) - 1]
+    index = int(item["sample_source"].partition(":")[2])
+    np.testing.assert_allclose(np.asarray(item["image"]), bank.images[index] * 6 - 3, rtol=1e-6)
+    resized = DiverseDiffusionDataset(
+        [{"image": item["image"][:, :2, :2], "label": item["label"]} for item in dicts([0, 1] * 15)],
+        bank,
+        sample_transform=lambda s: s[:, :2, :2],
+        **settings,
+    )
+    assert resized[len(resized) - 1]["image"].shape == (1, 2, 2)
+
+
+class Shift(Randomizable):
+    def __call__(self, sample: Any) -> Any:
+        return sample * self.R.uniform(0.9, 1)
+
+
+def test_a_random_sample_transform_is_seeded_along(bank):
+    def levels(seed: int) -> list[float]:
+        data = DiverseDiffusionDataset(dicts([0, 1] * 6), bank, prob=1, sample_transform=Shift(), seed=seed)
+        return [float(data[i]["image"].max()) for i in range(12)]
+
+    assert levels(1) == levels(1) != levels(2)

@@ -552,7 +552,7 @@ def test_main_process_draws_are_monais(bank):
         made = transform(item)["sample_source"]
         assert (made != "real") == (rng.random_sample() < 0.5)
         if made != "real":
-            assert made == f"synthetic:{bank.indices_of(item['label'])[rng.randint(20)]}"
+            assert made == f"synthetic:{bank.indices_of(item['label'])[int(rng.random_sample() * 20)]}"
 
 
 def test_spawned_workers(bank):

@@ -20,7 +20,7 @@ from monai_diverse.dataset.quotas import cycled, levelled, raised, shared
 from monai_diverse.dataset.weights import mixing_weights
 from monai_diverse.errors import RecipeError
 from monai_diverse.transforms.curriculum import Curriculum, EpochProbability, set_epoch
-from monai_diverse.transforms.insertion import CLASS_NAME_KEY, Insertion, source_of
+from monai_diverse.transforms.insertion import CLASS_NAME_KEY, Insertion, SampleTransform, source_of
 from monai_diverse.transforms.labels import read_label, write_label
 from monai_diverse.transforms.seeding import WorkerSeeded
 
@@ -31,7 +31,7 @@ SOURCE_KEY = "sample_source"
 class DiverseDiffusionDataset(EpochProbability, WorkerSeeded, Dataset[Any]):
     """A dataset with bank samples among its items.
 
-    Items are dicts, or tuples or lists that begin (image, label, ...). Images are channel-first (c, *spatial), of the bank's shape, arrays or
+    Items are dicts, or tuples or lists that begin (image, label, ...). Images are channel-first (c, *spatial), of the samples' shape, arrays or
     tensors; labels are whole numbers in any type, or one-hot. All items, real or not, have the same keys, types, dtypes and shapes, so that
     they collate; dicts gain "sample_source": "real" or "synthetic:INDEX" with the sample's index in the bank, and a "class_name" follows
     the label. In "replace" mode, whatever else a replaced item holds stays; in "append" mode, other entries of a synthetic item are blank:
@@ -55,6 +55,8 @@ class DiverseDiffusionDataset(EpochProbability, WorkerSeeded, Dataset[Any]):
         image_key: of dict items.
         label_key: of dict items.
         transform: applied to the final item, real or not, as a whole: to the dict, or to the whole tuple.
+        sample_transform: applied to the sample, a float32 array (c, *spatial) in [0, 1], before it becomes an item: what the images of `data` have
+            been through (resize, scaling). It is seeded along if it is `Randomizable`.
         seed: of the random state, from 0.
 
     Attributes:
@@ -79,19 +81,20 @@ class DiverseDiffusionDataset(EpochProbability, WorkerSeeded, Dataset[Any]):
         image_key: str = "image",
         label_key: str = "label",
         transform: Callable[[Any], Any] | None = None,
+        sample_transform: SampleTransform | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.label_policy = check_policy(label_policy)
         _check_settings(mode, ratio, label_policy, transform)
         self.data = data
-        self.insertion = Insertion(open_bank(bank), None)
+        self.insertion = Insertion(open_bank(bank), sample_transform)
         self.mode, self.prob, self.ratio = mode, prob, ratio
         self.image_key, self.label_key = image_key, label_key
         self.transform = transform
         self.ineligible = 0
         # not the overridden set_random_state: how `data` and `transform` were seeded before is their owner's choice
-        WorkerSeeded.set_random_state(self, seed=check_seed(seed))
+        self._reseed(check_seed(seed))
         self._names: dict[int, str] = {}
         self._labels: IntArray | None = None
         self._counts = self._class_counts() if self._needs_counts() else None
@@ -106,6 +109,7 @@ class DiverseDiffusionDataset(EpochProbability, WorkerSeeded, Dataset[Any]):
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> DiverseDiffusionDataset:
         """Seeds this dataset, its `data` and its `transform`; arguments as MONAI's. Samples that were appended stay."""
         super().set_random_state(seed, state)
+        self.insertion.seed(self.R)
         for part in (self.data, self.transform):
             set_rnd(part, seed=int(self.R.randint(2**31)))
         return self
@@ -180,6 +184,7 @@ class DiverseDiffusionDataset(EpochProbability, WorkerSeeded, Dataset[Any]):
 
     def _reseed(self, seed: int) -> None:
         WorkerSeeded.set_random_state(self, seed=seed)
+        self.insertion.seed(self.R)
 
     def randomize(self, data: int) -> int | None:
         """Draws whether an item of class `data` is replaced, and by which sample."""
