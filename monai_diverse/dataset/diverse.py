@@ -37,6 +37,9 @@ class DiverseDiffusionDataset(EpochProbability, WorkerSeeded, Dataset[Any]):
     the label. In "replace" mode, whatever else a replaced item holds stays; in "append" mode, other entries of a synthetic item are blank:
     zeros and empty strings of the types that the first real item has.
 
+    Samples are as the bank's model learned them, rows first for a model of `monai-diverse train`; see `RandDiverseReplaced` on pictures that
+    MONAI's `LoadImage` reads.
+
     In "replace" mode items are drawn anew at every access: differently in every epoch and DataLoader worker, reproducibly with `seed`, or
     `set_determinism` and MONAI's DataLoader, which sets the state anew; see `transforms.seeding.WorkerSeeded`. In "append" mode the samples are drawn
     once, from `seed`, and every sample of a class is used before one is used twice. `set_random_state` seeds `data` and `transform` along,

@@ -124,6 +124,10 @@ class RandDiverseReplaced(RandSampled):
     changes, a "class_name" in the item (MONAI's `MedNISTDataset`) changes with it. Other keys are the caller's: they still describe the
     item that was replaced.
 
+    Samples are as the bank's model learned them: of a model of `monai-diverse train`, rows first. MONAI's `LoadImage` gives PNG and JPEG pictures
+    columns first, which on square images no check can see: read them with `reverse_indexing=False`, or give `Transpose((0, 2, 1))` to
+    `sample_transform`.
+
     It draws differently in every DataLoader worker and epoch, see `transforms.seeding.WorkerSeeded`.
 
     Args:
