@@ -708,7 +708,6 @@ def test_only_what_is_indexed_is_read(tmp_path):
     assert shards_of(tmp_path)[0].name not in Path("/proc/self/maps").read_text()
 
 
-
 # --- drawing
 
 

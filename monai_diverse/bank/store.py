@@ -181,9 +181,10 @@ class SampleBank:
         before, now = self._manifest, SampleBank.open(self._path, skip_damaged=self._damages is not None)
         if now.header != before.header or len(now) < len(self):
             raise BankMismatchError(f"{self._path}: expected the bank that was opened, with at least {len(self)} samples, got another; open it anew")
-        for name in [name for name in vars(self) if isinstance(getattr(type(self), name, None), cached_property)]:
-            del vars(self)[name]
         self._manifest, self._damages = now._manifest, now._damages
+        # after the manifest: a thread that reads meanwhile must not keep what belonged to the old one
+        for name in [name for name in vars(self) if isinstance(getattr(type(self), name, None), cached_property)]:
+            vars(self).pop(name, None)
         return len(self) - before.count
 
     def verify(self) -> None:

@@ -91,7 +91,6 @@ class RandDiverseReplace(EpochProbability, WorkerSeeded, RandomizableTransform):
         """
         if randomize:
             self.randomize()
+        index = self._index  # once: threads may share this object
         self.insertion.check(img, "image")
-        if self._index is None:
-            return img
-        return self.insertion.put(self.insertion.sample(self._index), img, "image")
+        return img if index is None else self.insertion.put(self.insertion.sample(index), img, "image")

@@ -64,8 +64,8 @@ class RandSampled(EpochProbability, WorkerSeeded, RandomizableTransform, MapTran
         self._seen = self._no_counts()
         return self
 
-    def randomize(self, data: Any = None) -> None:
-        """Draws whether the item gets a sample, and which.
+    def randomize(self, data: Any = None) -> int | None:
+        """Draws whether the item gets a sample, and which; returns its index, which threads that share this object must not read back from it.
 
         Args:
             data: the item; anything without a label gives no sample.
@@ -74,13 +74,15 @@ class RandSampled(EpochProbability, WorkerSeeded, RandomizableTransform, MapTran
         super().randomize(None)
         self._index = None
         if not isinstance(data, Mapping) or self.label_key not in data:
-            return
+            return None
         label = read_label(data[self.label_key])
         if 0 <= label < len(self._seen):
             self._seen[label] += 1
-        if self._do_transform:
-            self._index = draw(self.bank, label, self.label_policy, rng, counts=self._seen)
-            self.ineligible += self._index is None
+        if not self._do_transform:
+            return None
+        self._index = index = draw(self.bank, label, self.label_policy, rng, counts=self._seen)
+        self.ineligible += index is None
+        return index
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """A copy of the item, changed by a sample or not."""
@@ -88,11 +90,11 @@ class RandSampled(EpochProbability, WorkerSeeded, RandomizableTransform, MapTran
         present = list(self.key_iterator(d))
         if self.label_key not in d and not self.allow_missing_keys:
             raise KeyError(f"Key `{self.label_key}` of transform `{type(self).__name__}` was missing in the data and allow_missing_keys==False.")
-        self.randomize(d)
+        index = self.randomize(d)
         for key in present:
             self.insertion.check(d[key], str(key))
-        if self._index is not None and present:
-            self._apply(d, present, self._index)
+        if index is not None and present:
+            self._apply(d, present, index)
         else:
             self._leave(d)
         return d

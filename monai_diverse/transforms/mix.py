@@ -92,24 +92,26 @@ class RandDiverseMixd(RandSampled):
         self.num_classes = classes if num_classes is None else int(num_classes)
         self._weight = 0.0
 
-    def randomize(self, data: Any = None) -> None:
+    def randomize(self, data: Any = None) -> int | None:
         """Draws whether to blend, with which sample, and its share.
 
         Args:
             data: the item; anything without a label gives no sample.
         """
-        super().randomize(data)
-        self._weight = 0.0 if self._index is None else float(self.random_state().beta(self.alpha, self.alpha))
+        index = super().randomize(data)
+        self._weight = 0.0 if index is None else float(self.random_state().beta(self.alpha, self.alpha))
+        return index
 
     def _apply(self, d: dict[Hashable, Any], present: list[Hashable], index: int) -> None:
+        weight = self._weight  # once: threads may share this object
         sample = self.insertion.sample(index)
         for key in present:
-            d[key] = self.insertion.blend(sample, d[key], self._weight, str(key))
-        d[self.source_key] = source_of(index, self._weight)
+            d[key] = self.insertion.blend(sample, d[key], weight, str(key))
+        d[self.source_key] = source_of(index, weight)
         own, other = read_label(d[self.label_key]), int(self.bank.labels[index])
-        shares = {own: 1.0} if own == other else {own: 1 - self._weight, other: self._weight}
+        shares = {own: 1.0} if own == other else {own: 1 - weight, other: weight}
         d[self.label_key] = soft_label(d[self.label_key], shares, self.num_classes)
-        if own != other and self._weight > 0.5:
+        if own != other and weight > 0.5:
             self._rename(d, other)
 
     def _leave(self, d: dict[Hashable, Any]) -> None:
