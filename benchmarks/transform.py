@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.data import DataLoader, Dataset
+from monai.data import Dataset, list_data_collate
 from monai.transforms import Compose, RandFlipd, RandRotated, RandZoomd
+from torch.utils.data import DataLoader
 
 from monai_diverse.bank import BankHeader, BankWriter, SampleBank, draw
 from monai_diverse.report.provenance import describe_environment
@@ -107,31 +108,28 @@ def throughput(folder: Path, name: str, workers: int, repeats: int, *, augmented
         RandZoomd(keys="image", prob=0.5, min_zoom=0.9, max_zoom=1.1),
     ]
 
-    def loader(first: list[Any]) -> DataLoader:
+    def loader(first: list[Any]) -> DataLoader[Any]:
         items = real * (BATCH[name] * (24 if axis == 1 else 6) // len(real))
-        for seed, transform in enumerate(random):  # the same augmentation in both, so that chance does not decide
+        pipeline = Compose([*first, *(copy.deepcopy(random) if augmented else [])])
+        # the same augmentation in both, so that chance does not decide; a Compose and MONAI's loader seed transforms by their place
+        for seed, transform in enumerate(pipeline.transforms[len(first) :]):
             transform.set_random_state(seed)
-        pipeline = Compose(copy.deepcopy([*first, *(random if augmented else [])]))
         return DataLoader(
             Dataset(items, pipeline),
             batch_size=BATCH[name],
             num_workers=workers,
             persistent_workers=workers > 0,
-            worker_init_fn=keep_seeds,
+            collate_fn=list_data_collate,
         )
 
     ours, plain = loader([RandDiverseReplaced(keys="image", bank=bank, prob=1.0)]), loader([])
 
-    def run(which: DataLoader) -> Callable[[], object]:
+    def run(which: DataLoader[Any]) -> Callable[[], object]:
         return lambda: sum(len(batch["label"]) for batch in which)
 
     found = ratio(run(plain), run(ours), calls=1, repeats=repeats)  # time without over time with: throughput with over without
     del ours, plain
     return found
-
-
-def keep_seeds(_: int) -> None:
-    """In the place of MONAI's, which seeds each pipeline by its place in the Compose."""
 
 
 def ratio(ours: Callable[[], object], theirs: Callable[[], object], *, calls: int, repeats: int) -> dict[str, Any]:

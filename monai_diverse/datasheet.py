@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_diverse.bank import Origin, SampleBank
-from monai_diverse.errors import RecipeError
+from monai_diverse.bank.format import NONSENSE
 from monai_diverse.screening import Yield
 from monai_diverse.storage import write_atomic
 from monai_diverse.version import __version__
@@ -19,8 +19,8 @@ FILE = "datasheet.md"
 AUDIT = "audit.json"
 _NO_AUDIT = "Not run: whether the generator leans towards its training patients is not known."
 _DEPENDENT = "; draws under a guide depend on one another, so that interval is too narrow"
-_MALFORMED = (AttributeError, IndexError, KeyError, TypeError, RecipeError)
-"""What reading the words of a stranger's bank may raise."""
+_NO_CONTROL = "not known, since the recipe named no control images; without them the yield says little"
+_PLAIN = {"|": "/", "`": "'", "<": "(", ">": ")", "[": "(", "]": ")", "!": "."}
 _USE = """\
 - For training and for studying image classifiers, beside real images of the same kind. Compare every gain with control arms of
   equal count.
@@ -67,24 +67,37 @@ def yields_of(progress: Mapping[str, Any]) -> Yield | None:
     """The yield that a bank's progress speaks of; None if it does not, or makes no sense."""
     try:
         drawn, rejections = progress["drawn"], progress["rejections"]
-        return Yield(drawn=drawn, accepted=drawn - sum(rejections.values()), nfe=progress.get("nfe"))
-    except _MALFORMED:
+        return _sensible(Yield(drawn=drawn, accepted=drawn - sum(rejections.values()), nfe=progress.get("nfe")))
+    except NONSENSE:
         return None
+
+
+def control_of(progress: Mapping[str, Any]) -> Yield | None:
+    """The yield of unseen real images that a bank's progress speaks of; None if it does not, or makes no sense."""
+    try:
+        return _sensible(Yield(drawn=progress["control"]["drawn"], accepted=progress["control"]["accepted"]))
+    except NONSENSE:
+        return None
+
+
+def _sensible(found: Yield) -> Yield:
+    found.as_json()  # numbers that are none show here
+    return found
 
 
 def _origin(bank: SampleBank, number: int, origin: Origin) -> str:
     count = int((bank.origin_numbers == number).sum())
     source, found = origin.source, yields_of(origin.progress)
-    control = origin.progress.get("control")
+    control = control_of(origin.progress)
     lines = [
         f"- **{_cell(source.get('name', 'unnamed'))}**: {count} samples",
-        f"  - source fingerprint `{_cell(source['fingerprint'])}`, recipe fingerprint `{origin.recipe_fingerprint}`",
+        f"  - source fingerprint `{_code(source['fingerprint'])}`, recipe fingerprint `{origin.recipe_fingerprint}`",
         f"  - licence of the source's data: {_cell(source.get('licence', 'unknown'))}",
         f"  - screen: {_screen(origin.features)}",
         f"  - accepted: {'not recorded' if found is None else found}{_DEPENDENT if found and origin.recipe.get('guide') else ''}",
-        f"  - unseen real images under the same screen: {_control(control)}",
+        f"  - unseen real images under the same screen: {_NO_CONTROL if control is None else control}",
         *(f"  - {line}" for line in _sets(origin.features)),
-        f"  - recipe: `{_cell(json.dumps(origin.recipe, sort_keys=True))}`",
+        f"  - recipe: `{_code(json.dumps(origin.recipe, sort_keys=True))}`",
     ]
     return "\n".join(lines)
 
@@ -92,26 +105,30 @@ def _origin(bank: SampleBank, number: int, origin: Origin) -> str:
 def _screen(features: Mapping[str, Any]) -> str:
     if not features:
         return "none recorded; these images were not screened by this package, or the screen's record is lost"
-    return f"features fingerprint `{_cell(features.get('fingerprint', 'not recorded'))}`"
-
-
-def _control(control: Any) -> str:
-    try:
-        return str(Yield(drawn=control["drawn"], accepted=control["accepted"]))
-    except _MALFORMED:
-        return "not known, since the recipe named no control images; without them the yield says little"
+    return f"features fingerprint `{_code(features.get('fingerprint', 'not recorded'))}`"
 
 
 def _sets(features: Mapping[str, Any]) -> list[str]:
     titles = {"generator_train": "what the generator saw", "reference": "what the user had", "calibration": "what set the thresholds"}
     told = []
     for name, title in titles.items():
-        with contextlib.suppress(*_MALFORMED):
+        with contextlib.suppress(*NONSENSE):
             held = features["sets"][name]
-            told.append(f"{title}: " + ("unknown" if held is None else f"{held['shape'][0]} images, by class {held['class_counts']}"))
+            told.append(
+                f"{title}: " + ("unknown" if held is None else f"{int(held['shape'][0])} images, by class {list(map(int, held['class_counts']))}")
+            )
     return told
 
 
 def _cell(value: Any) -> str:
-    """Text from a bank, harmless in a table and between backticks."""
-    return " ".join(str(value).replace("|", "/").replace("`", "'").split())
+    """Text from a bank as text and nothing else: one line, no markup."""
+    return "".join(_PLAIN.get(letter, letter) for letter in _line(value))
+
+
+def _code(value: Any) -> str:
+    """Text from a bank, to stand between backticks."""
+    return _line(value).replace("`", "'")
+
+
+def _line(value: Any) -> str:
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in str(value)).split())

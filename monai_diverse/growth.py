@@ -74,7 +74,7 @@ def grow_steps(job: Job, out: Path, *, resume: bool = False) -> Iterator[GrowPro
     with BankWriter.create_or_resume(out, job.header(), resume=resume) as writer:
         done = _Counts.of(writer.progress)
         accepted = job.screen.embed(*_stored(writer.bank)) if writer.count else None
-        known = _Known(job).plus(*_stored(writer.bank), np.array(writer.bank.seeds))
+        known = _Known(job) if job.guide is None else _Known(job).plus(*_stored(writer.bank), np.array(writer.bank.seeds))
         yield done.report(job.recipe, writer.count, started)
         while size is None or writer.count < size:
             # a stop at `size` may fall inside a batch: draw that batch again with what the guide then knew

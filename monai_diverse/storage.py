@@ -34,7 +34,7 @@ def write_atomic(path: Path, content: bytes) -> None:
         content: the whole content.
 
     Raises:
-        StorageError: the disk is full, read-only or gone; the old file, if any, is untouched.
+        StorageError: the disk is full, read-only or gone; the old file, if any, is untouched, unless only flushing the folder failed at the end.
     """
     temporary: str | None = None
     try:
@@ -51,7 +51,8 @@ def write_atomic(path: Path, content: bytes) -> None:
         raise StorageError(_explain(path, error)) from error
     finally:
         if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the disk may have become read-only
+                Path(temporary).unlink()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,10 +1,12 @@
 """A coverage-guided fuzzer of what reads a bank: `python tests/fuzzing.py -runs=100000` (libFuzzer's options; needs atheris).
 
-Whatever the bytes, a bank opens or raises `BankError`, and nothing outside its folder is read, written or run.
+Whatever the bytes, a bank is used or raises `BankError`; nothing is run, nothing outside its folder is opened, and what is made of it lies where it
+was asked to be.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import sys
@@ -15,37 +17,63 @@ from typing import Any
 
 import atheris
 
-with atheris.instrument_imports(include=["monai_diverse.bank"]):
-    from monai_diverse.bank import SampleBank
+with atheris.instrument_imports(include=["monai_diverse.bank", "monai_diverse.datasheet"]):
+    from monai_diverse.bank import SampleBank, export, merge
     from monai_diverse.bank.format import MANIFEST
+    from monai_diverse.datasheet import datasheet
 
-from monai_diverse.errors import BankError
+from monai_diverse.errors import BankError, InputError
 from monai_diverse.storage import fingerprint_of
 
+ALLOWED = (sys.prefix, sys.base_prefix)  # modules that are imported late
 SEED = Path(__file__).parent / "data" / "bank_v1"
-TRACES = ("os.system", "subprocess.Popen", "os.exec", "os.remove", "os.rename", "pickle.find_class", "socket.connect")
+TRACES = (
+    "os.system",
+    "subprocess.Popen",
+    "os.exec",
+    "os.posix_spawn",
+    "os.spawn",
+    "pickle.find_class",
+    "socket.connect",
+    "socket.bind",
+    "ctypes.dlopen",
+)
+CHANGES = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.symlink", "os.link", "os.truncate", "os.chmod", "shutil.rmtree")
 
 
 def use(folder: Path) -> None:
-    """Opens a bank in both ways and uses all of it."""
+    """Opens a bank in both ways and uses all of it, as the package's tools do."""
     for skip in (False, True):
+        shutil.rmtree(folder.parent / "made", ignore_errors=True)
         try:
             bank = SampleBank.open(folder, skip_damaged=skip)
             len(bank), bank.fingerprint, bank.class_counts, bank.progress, bank.origins, bank.header.class_name(0)
             bank.labels, bank.ids, bank.verdicts, bank.nearest, bank.scores, bank.images[:], bank.indices_of(0)
+            datasheet(bank).encode()
+            for form in ("png", "npz"):
+                with contextlib.suppress(InputError):  # a shape that this format does not hold
+                    export(bank, folder.parent / "made" / form, form)
+            datasheet(merge([bank], folder.parent / "made" / "merged")).encode()
             bank.verify()
         except BankError:
             pass
 
 
-def watched(folder: Path, found: list[str]) -> Callable[[str, Any], None]:
+def watched(root: Path, found: list[str]) -> Callable[[str, Any], None]:
     """An audit hook that notes what a reader has no business to do."""
 
+    def inside(path: Any) -> bool:
+        text = path.decode() if isinstance(path, bytes) else str(path)
+        # a plain name stands beside a descriptor of its folder, as shutil.rmtree uses them
+        return isinstance(path, int) or text.startswith(str(root)) or ("/" not in text and text != "..")
+
     def hook(event: str, arguments: Any) -> None:
-        if event in TRACES:
+        if event.startswith(TRACES):
             found.append(event)
-        if event == "open" and isinstance(arguments[0], str | bytes) and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+"):
-            found.append(f"open {arguments[0]!r} {arguments[1]}")
+        elif event in CHANGES and arguments[0] is not None and not inside(arguments[0]):
+            found.append(f"{event} {arguments[0]!r}")
+        elif event == "open" and arguments[0] is not None and not inside(arguments[0]) and not str(arguments[0]).startswith(ALLOWED):
+            found.append(f"open {arguments!r}")
 
     return hook
 
@@ -80,7 +108,7 @@ def main() -> None:
         folder = Path(name) / "bank"
         found: list[str] = []
         started = False
-        hook = watched(folder, found)
+        hook = watched(Path(name), found)
         sys.addaudithook(lambda event, arguments: hook(event, arguments) if started else None)
 
         def one(raw: bytes) -> None:

@@ -125,6 +125,16 @@ def test_images_index_like_an_array(tmp_path, small_shards, index):
     assert bank.images[index].flags.writeable
 
 
+def test_images_have_one_index(tmp_path):
+    bank = grown(tmp_path, samples(3))
+    for index in ((0, 0), [[0]]):
+        with pytest.raises(IndexError, match="expected one index"):
+            bank.images[index]
+    for index in (3, -4):
+        with pytest.raises(IndexError, match="below 3"):
+            bank.images[index]
+
+
 def test_sequences_end(tmp_path):
     bank = grown(tmp_path, samples(3))
     with pytest.raises(IndexError, match="3"):
@@ -639,6 +649,10 @@ def test_no_bank(tmp_path):
         {"classes": 0},
         {"dtype": "float64"},
         {"recipe_fingerprint": ""},
+        {"recipe_fingerprint": "../x"},
+        {"recipe_fingerprint": "x" * 129},
+        {"shape": (1, 10**12, 10)},
+        {"recipe": {"x": "\ud800"}},
         {"source": {}},
         {"recipe": {"x": float("nan")}},
         {"features": {"x": object()}},

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 import subprocess
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +21,7 @@ from test_bank import SHAPE, flip, garbage, grown, header, lengthen, link_out, p
 from monai_diverse.bank import BankWriter, SampleBank
 from monai_diverse.bank import format as bank_format
 from monai_diverse.bank.format import MANIFEST, VERDICTS, VERSION
+from monai_diverse.bank.shard import Shard
 from monai_diverse.cli import main
 from monai_diverse.errors import BankCorruptError, BankError, BankMismatchError, StorageError
 from monai_diverse.growth import grow_steps
@@ -130,7 +134,9 @@ def test_100_kills_at_random_lose_nothing(tmp_path, small_shards):
 
 def test_growth_survives_kills_with_the_same_bank(recipe_file, tmp_path):
     job = Job.prepare(Recipe.load(recipe_file))
+    began = time.perf_counter()
     list(grow_steps(job, tmp_path / "whole"))
+    longest = (time.perf_counter() - began) * 0.6
     reference = SampleBank.open(tmp_path / "whole")
     assert len(reference) > 3
     path, rng, struck = tmp_path / "bank", np.random.default_rng(3), 0
@@ -139,20 +145,81 @@ def test_growth_survives_kills_with_the_same_bank(recipe_file, tmp_path):
         for progress in grow_steps(job, path, resume=True):
             report(progress.accepted)
 
-    for _ in range(12):
-        killed = strike(work, rng.uniform(0.02, 0.5))
+    while struck < 10:
+        killed = strike(work, rng.uniform(0, longest))
         struck += not killed.finished
-        if not path.exists():
-            continue
         if (path / MANIFEST).exists():
             bank = SampleBank.open(path)
             bank.verify()
             assert len(bank) >= (killed.reported or 0)
             np.testing.assert_array_equal(bank.seeds, reference.seeds[: len(bank)])
-    assert struck >= 3
+        if killed.finished:
+            assert bank.fingerprint == reference.fingerprint
+            shutil.rmtree(path)
     list(grow_steps(job, path, resume=True))
     assert SampleBank.open(path).fingerprint == reference.fingerprint
     assert (path / "datasheet.md").is_file()
+
+
+# --- two writers
+
+
+def test_a_child_neither_writes_nor_frees_its_parents_lock(tmp_path):
+    all_ = samples(6)
+    with BankWriter.create_or_resume(tmp_path, header(), resume=False) as writer:
+        writer.append(**part(all_, slice(0, 2)), progress={})
+
+        def child(report: Callable[[int], None]) -> None:
+            with pytest.raises(BankError, match="got a child of it"):
+                writer.append(**part(all_, slice(2, 4)), progress={})
+            writer.close()
+            report(1)
+
+        assert strike(child, 1.0).reported == 1
+        with pytest.raises(BankError, match="only writer"):
+            BankWriter.create_or_resume(tmp_path, header(), resume=True)
+        writer.append(**part(all_, slice(2, 6)), progress={})
+    np.testing.assert_array_equal(SampleBank.open(tmp_path).seeds, all_["seeds"])
+
+
+def test_a_writer_notices_that_its_folder_was_replaced(tmp_path):
+    path = tmp_path / "bank"
+    writer = BankWriter.create_or_resume(path, header(), resume=False)
+    shutil.rmtree(path)
+    with pytest.raises(BankError, match="was it removed meanwhile"):
+        writer.append(**samples(2), progress={})
+    with BankWriter.create_or_resume(path, header(), resume=False) as other:
+        with pytest.raises(BankError, match="was it removed meanwhile"):
+            writer.append(**samples(2), progress={})
+        other.append(**samples(3), progress={})
+    writer.close()
+    assert len(SampleBank.open(path)) == 3
+
+
+def test_readers_beside_a_writer_see_a_sound_bank(tmp_path, small_shards):
+    all_ = samples(400)
+    BankWriter.create_or_resume(tmp_path, header(), resume=False).close()
+
+    def write(report: Callable[[int], None]) -> None:
+        with BankWriter.create_or_resume(tmp_path, header(), resume=True) as writer:
+            for start in range(0, 400, 3):
+                writer.append(**part(all_, slice(start, min(start + 3, 400))), progress={})
+
+    child = os.fork()
+    if child == 0:
+        write(lambda _: None)
+        os._exit(0)
+    checked = 0
+    while os.waitpid(child, os.WNOHANG) == (0, 0):
+        bank = SampleBank.open(tmp_path)
+        bank.verify()
+        rest = SampleBank.open(tmp_path, skip_damaged=True)
+        assert not rest.damages
+        for one in (bank, rest):
+            np.testing.assert_array_equal(one.seeds, all_["seeds"][: len(one)])
+        checked += 1
+    assert checked > 3
+    np.testing.assert_array_equal(SampleBank.open(tmp_path).seeds, all_["seeds"])
 
 
 # --- disks
@@ -312,6 +379,33 @@ def test_a_foreign_shard_is_no_part_of_a_rebuilt_bank(tmp_path, small_shards):
     np.testing.assert_array_equal(SampleBank.open(bank.path, skip_damaged=True).seeds, bank.seeds)
 
 
+def test_a_rebuilt_bank_says_what_it_lacks(tmp_path, small_shards):
+    all_ = samples(14)
+    bank = grown(tmp_path / "bank", all_)
+    other = grown(tmp_path / "other", samples(12, seed=1), recipe_fingerprint="f" * 64)
+    shards = shards_of(bank.path)
+    shutil.copy(shards_of(other.path)[2], bank.path)  # of the same number, and fuller
+    truncate(shards[0])
+    shards[1].unlink()
+    (bank.path / MANIFEST).unlink()
+    rest = SampleBank.open(bank.path, skip_damaged=True)
+    np.testing.assert_array_equal(rest.seeds, all_["seeds"][8:])
+    told = "\n".join(rest.damages)
+    for piece in ("no manifest", shards[0].name, shards_of(other.path)[2].name, "shard 0 is missing", "shard 1 is missing"):
+        assert piece in told
+    assert len(rest.damages) == 5
+
+
+def test_shards_of_version_1_are_rebuilt_beside_later_ones(tmp_path):
+    path = tmp_path / "old"
+    shutil.copytree(DATA / "bank_v1", path)
+    with BankWriter.create_or_resume(path, header(), resume=True) as writer:  # shards of 4, as version 1 was written with
+        writer.append(**samples(5, seed=42), progress={})
+        seeds = writer.bank.seeds
+    (path / MANIFEST).unlink()
+    np.testing.assert_array_equal(SampleBank.open(path, skip_damaged=True).seeds, seeds)
+
+
 def test_damage_while_it_is_read_is_named(tmp_path):
     bank = grown(tmp_path, samples(6))
     assert bank.images[0].shape == SHAPE
@@ -353,6 +447,61 @@ def test_reload_sees_what_was_added(tmp_path, small_shards):
     grown(tmp_path, samples(20), recipe_fingerprint="f" * 64)
     with pytest.raises(BankMismatchError, match="expected the bank that was opened"):
         bank.reload()
+
+
+def test_reload_beside_a_reading_thread(tmp_path, small_shards, monkeypatch):
+    """A thread that opens shards while the bank is reloaded must not leave old shards under the new length."""
+    all_ = samples(14)
+    with BankWriter.create_or_resume(tmp_path, header(), resume=False) as writer:
+        writer.append(**part(all_, slice(0, 6)), progress={})
+        bank = SampleBank.open(tmp_path)
+        writer.append(**part(all_, slice(6, 14)), progress={})
+    opening, reloaded, real = threading.Event(), threading.Event(), Shard.__init__
+
+    def slow(self: Shard, *args: Any, **settings: Any) -> None:
+        if threading.current_thread() is reader:
+            opening.set()
+            assert reloaded.wait(30)
+        real(self, *args, **settings)
+
+    seen: list[int] = []
+    reader = threading.Thread(target=lambda: seen.extend((len(bank.images), len(bank.labels))))
+    monkeypatch.setattr(Shard, "__init__", slow)
+    reader.start()
+    assert opening.wait(30)
+    assert bank.reload() == 8
+    reloaded.set()
+    reader.join()
+    assert seen == [6, 14]
+    assert (len(bank), len(bank.labels), len(bank.images)) == (14, 14, 14)
+    np.testing.assert_array_equal(bank.images[:], SampleBank.open(tmp_path).images[:])
+
+
+def test_a_bank_grown_anew_is_another(tmp_path, small_shards):
+    grown(tmp_path, samples(6))
+    untouched, read = SampleBank.open(tmp_path), SampleBank.open(tmp_path)
+    assert len(read.labels) == 6
+    shutil.rmtree(tmp_path)
+    grown(tmp_path, samples(9, seed=5))
+    with pytest.raises(BankMismatchError):
+        read.reload()
+    with pytest.raises(BankCorruptError):
+        untouched.labels  # noqa: B018
+
+
+def test_a_repaired_shard_is_read_anew(tmp_path):
+    bank = grown(tmp_path, samples(6))
+    (shard,) = shards_of(tmp_path)
+    sound = shard.read_bytes()
+    flip(shard)
+    assert SampleBank.open(tmp_path).images[5].shape == SHAPE
+    with pytest.raises(BankCorruptError):
+        bank.verify()
+    shard.unlink()
+    shard.write_bytes(sound)
+    again = SampleBank.open(tmp_path)
+    again.verify()
+    np.testing.assert_array_equal(again.images[:], np.rint(samples(6)["images"] * 255).astype(np.float32) / 255)
 
 
 def open_files() -> int:

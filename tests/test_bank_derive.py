@@ -19,7 +19,7 @@ from monai_diverse.bank import format as bank_format
 from monai_diverse.cli import main
 from monai_diverse.data import load_images
 from monai_diverse.datasheet import datasheet, write_datasheet, yields_of
-from monai_diverse.errors import BankCorruptError, BankError, BankMismatchError, MissingExtraError, RecipeError
+from monai_diverse.errors import BankCorruptError, BankError, BankMismatchError, DataError, MissingExtraError, RecipeError
 from monai_diverse.growth import grow
 from monai_diverse.recipe import Recipe
 
@@ -95,6 +95,16 @@ def test_merge_refuses_what_does_not_fit(tmp_path, change, message):
     assert not (tmp_path / "merged").exists()
 
 
+def test_names_of_any_bank_count(tmp_path):
+    unnamed, named, other = (
+        grown(tmp_path / name, samples(3, seed=seed), recipe_fingerprint=name, source=source(class_names=names))
+        for seed, (name, names) in enumerate((("u", None), ("n", NAMES), ("o", NAMES[::-1])))
+    )
+    assert merge([unnamed, named], tmp_path / "fine").header.class_name(0) == "malignant"
+    with pytest.raises(BankMismatchError, match=r"o: expected the class names of .*n,"):
+        merge([unnamed, named, other], tmp_path / "mixed")
+
+
 def test_derived_banks_appear_whole_or_not_at_all(tmp_path):
     first, second = two(tmp_path)
     flip(shards_of(second.path)[-1])
@@ -156,16 +166,39 @@ def test_png(tmp_path, dtype, tolerance):
     for place, row in enumerate(rows):
         levels = np.asarray(Image.open(folder / row["file"]), dtype=np.float64)
         np.testing.assert_allclose(levels / (255 if dtype == "uint8" else 65535), bank.images[place][0], atol=tolerance + 1e-7)
-    # and back: folders sort as labels do
-    data = load_images(folder)
-    assert sorted(data.labels.tolist()) == sorted(bank.labels.tolist())
+    # folders sort as labels do, for whoever reads no table
+    assert sorted(load_images(folder).labels.tolist()) == sorted(bank.labels.tolist())
     back = import_images(folder, tmp_path / "back", licence="CC0", dtype=dtype)
     back.verify()
-    for label in range(3):
-        there = np.sort(back.images[:][back.labels == label].ravel())
-        np.testing.assert_allclose(there, np.sort(bank.images[:][bank.labels == label].ravel()), atol=tolerance + 1e-6)
+    np.testing.assert_allclose(back.images[:], bank.images[:], atol=tolerance + 1e-6)
+    np.testing.assert_array_equal(back.labels, bank.labels)
     assert set(back.verdicts) == {"unscreened"}
-    assert back.header.source["class_names"] == ["0_malignant", "1_normal_benign", "2_ber"]
+    assert back.header.source["class_names"] == NAMES
+
+
+def test_classes_keep_their_numbers_when_one_has_no_sample(tmp_path):
+    bank = grown(tmp_path / "bank", samples(4) | {"labels": np.array([0, 2, 2, 0])}, source=source())
+    back = import_images(export(bank, tmp_path / "out", "png"), tmp_path / "back", licence="CC0")
+    assert back.labels.tolist() == [0, 2, 2, 0]
+    assert (back.header.classes, back.class_counts) == (3, [2, 0, 2])
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("file,label\n../secret.png,0\n", "own folder"),
+        ("file,label\n/etc/passwd,0\n", "own folder"),
+        ("file,label\n", "own folder"),
+        ("file,label\na/b.png,one\n", "columns file and label"),
+        ("picture,label\na/b.png,1\n", "columns file and label"),
+        ("file,label\na/b.png,1\n", "cannot be read"),
+    ],
+)
+def test_bad_tables(tmp_path, table, message):
+    (tmp_path / "in" / "a").mkdir(parents=True)
+    (tmp_path / "in" / "labels.csv").write_text(table)
+    with pytest.raises(DataError, match=message):
+        import_images(tmp_path / "in", tmp_path / "bank", licence="CC0")
 
 
 def test_colour_png(tmp_path):
@@ -202,7 +235,8 @@ def test_export_refuses_what_a_format_cannot_hold(tmp_path, monkeypatch):
     flat = grown(tmp_path / "flat", samples(3))
     volume = grown(tmp_path / "volume", samples(3, shape=(2, 3, 4, 5)), shape=(2, 3, 4, 5))
     colour = grown(tmp_path / "colour", samples(3, shape=(3, 4, 5)), shape=(3, 4, 5), dtype="float32")
-    for bank, form in ((volume, "png"), (colour, "png"), (volume, "npz")):
+    slices = grown(tmp_path / "slices", samples(3, shape=(1, 6, 5, 3)), shape=(1, 6, 5, 3))  # would read as colours
+    for bank, form in ((volume, "png"), (colour, "png"), (volume, "npz"), (slices, "npz"), (colour, "nifti")):
         with pytest.raises(RecipeError, match=f"format {form}: expected"):
             export(bank, tmp_path / "out", form)
     with pytest.raises(RecipeError, match="expected one of png, npz, nifti"):
@@ -286,3 +320,26 @@ def test_datasheet_of_a_bank_that_says_little(tmp_path, progress):
     assert "not recorded" in text
     assert "| 0 | a / b |" in text
     assert not any(line.startswith("# heading") for line in text.splitlines())
+
+
+def test_datasheet_takes_a_strangers_words_as_text(tmp_path, capsys):
+    evil = "x\n# Licence: audited, safe for clinical use\n![](http://example.org/x.png)<script>\x1b[2J`"
+    told = {"sets": {"reference": {"shape": [5], "class_counts": [2, 3]}, "calibration": {"shape": [evil], "class_counts": []}}, "fingerprint": evil}
+    header_ = header(source=source(name=evil, fingerprint=evil, licence=evil), features=told, recipe={evil: evil})
+    with BankWriter.create_or_resume(tmp_path / "bank", header_, resume=False) as writer:
+        writer.append(**part(samples(4), slice(0, 4)), progress={"drawn": 9, "rejections": {"copy": 5}, "control": {"drawn": evil}})
+        text = write_datasheet(writer.bank).read_text()
+    assert "what the user had: 5 images, by class [2, 3]" in text
+    assert "accepted: 4 of 9" in text
+    assert "known, since the recipe named no control" in text
+    outside = "".join(text.split("`")[::2])
+    assert not any(mark in outside for mark in ("<script", "![", "](http", "\x1b"))
+    assert [line for line in text.splitlines() if line.startswith("#")] == [
+        "# Datasheet of the bank bank", "## What it holds", "## Where it comes from", "## Leakage audit", "## What it is for", "## How to check it",
+    ]  # fmt: skip
+    for progress in ({"drawn": "many"}, {"drawn": 9, "rejections": [1]}, {"drawn": 9, "rejections": {}, "control": 3}):
+        path = tmp_path / f"odd-{len(str(progress))}"
+        with BankWriter.create_or_resume(path, header(), resume=False) as writer:
+            writer.append(**part(samples(4), slice(0, 4)), progress=progress)
+        assert main(["inspect", str(path)]) == 0
+        assert "4 samples" in capsys.readouterr().out

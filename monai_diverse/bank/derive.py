@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -93,16 +93,19 @@ def fresh_bank(out: Path | str, header: BankHeader) -> Iterator[BankWriter]:
 
 
 def _require_alike(banks: Sequence[SampleBank]) -> None:
-    def described(bank: SampleBank) -> dict[str, Any]:
-        header = bank.header
-        names = header.source.get("class_names")
-        return {"image shape": header.shape, "dtype": header.dtype, "number of classes": header.classes, "class names": names or None}
-
-    first = described(banks[0])
-    for bank in banks[1:]:
-        for name, value in described(bank).items():
-            if value != first[name] and not (name == "class names" and None in (value, first[name])):
-                raise BankMismatchError(f"{bank.path}: expected the {name} of {banks[0].path}, {first[name]}, got {value}; banks must fit together")
+    asked: dict[str, Callable[[SampleBank], Any]] = {
+        "image shape": lambda bank: bank.header.shape,
+        "dtype": lambda bank: bank.header.dtype,
+        "number of classes": lambda bank: bank.header.classes,
+        "class names": lambda bank: bank.header.source.get("class_names") or None,
+    }
+    for name, value_of in asked.items():
+        known = [bank for bank in banks if value_of(bank) is not None]  # not every source names its classes
+        for bank in known[1:]:
+            if value_of(bank) != value_of(known[0]):
+                raise BankMismatchError(
+                    f"{bank.path}: expected the {name} of {known[0].path}, {value_of(known[0])}, got {value_of(bank)}; banks must fit together"
+                )
 
 
 def _origins_of(banks: Sequence[SampleBank]) -> tuple[tuple[Origin, ...], list[IntArray]]:

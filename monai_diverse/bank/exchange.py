@@ -15,8 +15,8 @@ from PIL import Image
 from monai_diverse.bank.derive import class_folder, fresh_bank
 from monai_diverse.bank.format import BankHeader
 from monai_diverse.bank.store import SampleBank
-from monai_diverse.data import available_splits, class_names, load_images
-from monai_diverse.errors import BankError, MissingExtraError, RecipeError
+from monai_diverse.data import LabelledImages, available_splits, class_names, load_images, load_pictures
+from monai_diverse.errors import BankError, DataError, MissingExtraError, RecipeError
 from monai_diverse.storage import fingerprint_of, make_folder, new_folder, sha256_of
 
 ExportFormat = Literal["png", "npz", "nifti"]
@@ -30,9 +30,9 @@ def export(bank: SampleBank, out: Path | str, file_format: ExportFormat) -> Path
         bank: the samples.
         out: a folder that does not exist yet, or is empty; it appears when it is complete.
         file_format: "png": `LABEL_CLASS/ID.png`, two dimensions, one channel (16 bits from a bank of floats) or three (uint8 banks alone). "nifti":
-            `LABEL_CLASS/ID.nii.gz`, float32 in [0, 1], spatial axes first and channels last as MONAI reads them, identity affine; needs
-            nibabel (extra `nifti`). "npz": one file `samples.npz` in MedMNIST's layout (`images` (n, h, w), (n, h, w, 3) or (n, d, h, w), `labels`
-            (n, 1)), in the bank's dtype.
+            `LABEL_CLASS/ID.nii.gz`, float32 in [0, 1], spatial axes first and channels last as MONAI reads them, identity affine, not for colours in
+            two dimensions; needs nibabel (extra `nifti`). "npz": one file `samples.npz` in MedMNIST's layout (`images` (n, h, w), (n, h, w, 3) or
+            (n, d, h, w) with sides above 4, `labels` (n, 1)), in the bank's dtype.
 
     Returns:
         The folder.
@@ -52,7 +52,7 @@ def export(bank: SampleBank, out: Path | str, file_format: ExportFormat) -> Path
         raise BankError(f"{folder}: expected a new or empty folder, got one that holds something; choose another")
     with new_folder(folder) as temporary:
         files = writers[file_format](bank, temporary)
-        (temporary / TABLE).write_text(_table(bank, files))
+        (temporary / TABLE).write_text(_table(bank, files), encoding="utf-8", newline="")
     return folder
 
 
@@ -70,10 +70,11 @@ def import_images(
     To have them screened, name the folder as `FolderSource` in a recipe and let `grow` judge it.
 
     Args:
-        path: an `.npz` file or a folder with a subfolder for each class, as `data.load_images` reads them; what `export` wrote as png or npz too.
+        path: an `.npz` file, or a folder with a subfolder for each class, as `data.load_images` reads them. A folder with a `labels.csv` as `export`
+            writes it (file, label) is read by that table, in its order, so that classes without a sample keep their numbers.
         out: a folder that does not exist yet, or is empty; the bank appears there when it is complete.
         licence: of the images, or of the data that their model saw.
-        names: of the classes, in order; from the folder where none are given.
+        names: of the classes, in order; from the folder or the table where none are given.
         split: train, val or test, where the data are divided.
         dtype: how the bank stores images.
 
@@ -86,11 +87,14 @@ def import_images(
     if not licence.strip():
         raise RecipeError("licence: expected the licence of these images in words, got an empty text; say 'unknown' if it is")
     path = Path(path)
-    splits = available_splits(path)
-    if splits and split is None:
-        raise RecipeError(f"split: expected one of {', '.join(splits)}, which {path} is divided into, got none")
-    data = load_images(path, split or "train")
-    known = tuple(names) or class_names(path)
+    if (path / TABLE).is_file():
+        data, found = _by_table(path)
+    else:
+        splits = available_splits(path)
+        if splits and split is None:
+            raise RecipeError(f"split: expected one of {', '.join(splits)}, which {path} is divided into, got none")
+        data, found = load_images(path, split or "train"), class_names(path)
+    known = tuple(names) or found
     classes = len(known) or len(data.class_counts)
     if known and len(data.class_counts) > len(known):
         raise RecipeError(f"names: expected {len(data.class_counts)}, one a class, got {len(known)}")
@@ -111,6 +115,23 @@ def import_images(
     return SampleBank.open(out)
 
 
+def _by_table(folder: Path) -> tuple[LabelledImages, tuple[str, ...]]:
+    """The pictures that a folder's table names, and the names of all classes up to the last one."""
+    try:
+        with (folder / TABLE).open(encoding="utf-8", newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        listed = [(row["file"], int(row["label"]), row.get("class_name")) for row in rows]
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
+        raise DataError(f"{folder / TABLE}: expected a table with columns file and label, but it cannot be read ({error!r})") from error
+    outside = [file for file, _, _ in listed if (folder / file).resolve().parent.parent != folder.resolve()]
+    if outside or not listed:
+        raise DataError(f"{folder / TABLE}: expected files in subfolders of its own folder, got {outside[0] if outside else 'none'!r}")
+    images = load_pictures([folder / file for file, _, _ in listed])
+    names = {label: name for _, label, name in listed if name}
+    known = tuple(names.get(label, f"class {label}") for label in range(max(names) + 1)) if names else ()
+    return LabelledImages(images=images, labels=np.array([label for _, label, _ in listed])), known
+
+
 def _png(bank: SampleBank, out: Path) -> list[str]:
     shape, eight_bits = bank.header.shape, bank.header.dtype == "uint8"
     if len(shape) != 3 or shape[0] not in ((1, 3) if eight_bits else (1,)):
@@ -129,6 +150,9 @@ def _nifti(bank: SampleBank, out: Path) -> list[str]:
         import nibabel
     except ImportError as error:
         raise MissingExtraError("format nifti: needs nibabel; pip install 'monai-diverse[nifti]'") from error
+
+    if len(bank.header.shape) == 3 and bank.header.shape[0] > 1:
+        raise RecipeError(f"format nifti: expected volumes, or images of one channel, got shape {bank.header.shape}; use png or npz")
 
     def write(image: npt.NDArray[Any], file: Path) -> None:
         volume = np.moveaxis(image, 0, -1)
@@ -152,12 +176,13 @@ def _npz(bank: SampleBank, out: Path) -> list[str]:
     for place in range(len(bank)):
         images[place] = bank.images.stored(place)
     channels, *spatial = bank.header.shape
-    if channels == 1:
+    if channels == 1 and (len(spatial) == 2 or min(spatial) > 4):  # a volume of few slices would read as an image of as many channels
         images = images[:, 0]
     elif channels == 3 and len(spatial) == 2:
         images = np.moveaxis(images, 1, -1)
     else:
-        raise RecipeError(f"format npz: expected one channel, or three in two dimensions, got shape {bank.header.shape}; use nifti")
+        expected = "one channel (of volumes with sides above 4), or three in two dimensions"
+        raise RecipeError(f"format npz: expected {expected}, got shape {bank.header.shape}; use nifti")
     np.savez_compressed(out / "samples.npz", images=images, labels=bank.labels[:, None], ids=bank.ids)
     return ["samples.npz"] * len(bank)
 

@@ -26,6 +26,13 @@ VERDICTS = ("accepted", "unscreened", "copy", "not_novel", "irrelevant", "outlie
 
 SHARD_BYTES = 16 * 2**20
 SHARD_IMAGES = 1024
+LARGEST_IMAGE = 2**36
+"""Numbers in one image, at most: 4096 x 4096 x 4096."""
+_FINGERPRINT = re.compile(r"[0-9A-Za-z_-]{1,128}")
+_DEPTH = 64
+
+NONSENSE = (AttributeError, IndexError, KeyError, OverflowError, RecursionError, TypeError, ValueError, RecipeError)
+"""What the words of a stranger's bank may raise where they are not as described."""
 
 
 def drawn_of(progress: Mapping[str, Any]) -> int:
@@ -89,8 +96,8 @@ class BankHeader:
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(int(side) for side in self.shape))
         object.__setattr__(self, "origins", tuple(self.origins))
-        if len(self.shape) not in (3, 4) or min(self.shape) < 1:
-            raise RecipeError(f"shape: expected (channels, *spatial) with 2 or 3 spatial axes, all at least 1, got {self.shape}")
+        if len(self.shape) not in (3, 4) or min(self.shape) < 1 or math.prod(self.shape) > LARGEST_IMAGE:
+            raise RecipeError(f"shape: expected (channels, *spatial), 2 or 3 spatial axes, all at least 1, {LARGEST_IMAGE} in all, got {self.shape}")
         if isinstance(self.classes, bool) or not isinstance(self.classes, int) or not 1 <= self.classes <= MAX_CLASSES:
             raise RecipeError(f"classes: expected a whole number in 1..{MAX_CLASSES}, got {self.classes!r}")
         if self.dtype not in DTYPES:
@@ -121,15 +128,35 @@ class BankHeader:
         return cls(**{**content, "origins": tuple(Origin(**origin) for origin in content["origins"])})
 
 
+def plain_json(value: Any, name: str) -> Any:
+    """A copy of a JSON value that every reader of a bank can take: text that can be written, no NaN, not nested without end.
+
+    Raises:
+        RecipeError: it is none.
+    """
+    try:
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+        text.encode()
+        copy = json.loads(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RecipeError(f"{name}: expected a JSON value without NaN ({error})") from error
+    level, depth = [copy], 0
+    while level:
+        level = [inner for each in level if isinstance(each, dict | list) for inner in (each.values() if isinstance(each, dict) else each)]
+        depth += 1
+        if depth > _DEPTH:
+            raise RecipeError(f"{name}: expected a JSON value nested at most {_DEPTH} deep, got one that is deeper")
+    return copy
+
+
 def _check_provenance(holder: BankHeader | Origin, names: tuple[str, ...]) -> None:
     for name in names:
         if not isinstance(getattr(holder, name), dict):
             raise RecipeError(f"{name}: expected a mapping, got {type(getattr(holder, name)).__name__}")
-    fingerprints = (holder.recipe_fingerprint, holder.source.get("fingerprint"))
-    if not all(isinstance(value, str) and value for value in fingerprints):
-        raise RecipeError("header: expected a recipe_fingerprint and source['fingerprint'], got an empty one or none")
-    try:
-        for name in names:
-            object.__setattr__(holder, name, json.loads(json.dumps(getattr(holder, name), allow_nan=False)))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise RecipeError(f"{name}: expected a JSON value without NaN ({error})") from error
+    # ids begin with it, and files are named after ids
+    if not isinstance(holder.recipe_fingerprint, str) or not _FINGERPRINT.fullmatch(holder.recipe_fingerprint):
+        raise RecipeError(f"recipe_fingerprint: expected up to 128 letters, digits, - and _, got {str(holder.recipe_fingerprint)[:140]!r}")
+    if not isinstance(holder.source.get("fingerprint"), str) or not holder.source["fingerprint"]:
+        raise RecipeError(f"source: expected a fingerprint in it, got {list(holder.source)}")
+    for name in names:
+        object.__setattr__(holder, name, plain_json(getattr(holder, name), name))

@@ -53,6 +53,8 @@ class LazyImages:
     def __getitem__(self, index: int | Index) -> FloatArray:
         if isinstance(index, int | np.integer):
             return dequantise(self.stored(index))
+        if not (isinstance(index, slice) or (isinstance(index, list | np.ndarray) and np.ndim(index) == 1)):
+            raise IndexError(f"expected one index, a slice, a list or a mask, got {index!r}")
         places = np.arange(self._count)[index if isinstance(index, slice) else np.asarray(index, dtype=None if len(index) else np.int64)]
         result = np.empty((len(places), *self._image_shape), np.float32)
         for i, place in enumerate(places.tolist()):

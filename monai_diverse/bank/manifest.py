@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from monai_diverse.bank.format import FORMAT, MANIFEST, SHARD_NAME, VERSION, BankHeader
+from monai_diverse.bank.format import FORMAT, MANIFEST, NONSENSE, SHARD_NAME, VERSION, BankHeader, plain_json
 from monai_diverse.errors import BankCorruptError, BankError, RecipeError
 from monai_diverse.storage import fingerprint_of, write_json
 
-REMEDY = "restore it from a copy, or keep what is intact: monai-diverse merge BANK --skip-damaged --out NEW"
+REMEDY = "restore the whole bank from a copy, or keep what is intact: monai-diverse merge BANK --skip-damaged --out NEW"
+LARGEST = 256 * 2**20
 
 
 def shard_name(number: int, digest: str) -> str:
@@ -62,7 +65,7 @@ class Manifest:
     class_counts: tuple[int, ...]
     capacity: int
 
-    @property
+    @cached_property
     def count(self) -> int:
         """Samples in the bank."""
         return sum(shard.count for shard in self.shards)
@@ -80,9 +83,9 @@ class Manifest:
             BankError: it is not a JSON value.
         """
         try:
-            return replace(self, progress=json.loads(json.dumps(dict(progress), allow_nan=False)))
-        except (TypeError, ValueError) as error:
-            raise BankError(f"progress: expected a JSON value without NaN ({error})") from error
+            return replace(self, progress=plain_json(dict(progress), "progress"))
+        except RecipeError as error:
+            raise BankError(str(error)) from error
 
     def write(self, folder: Path) -> None:
         """Replaces the folder's manifest atomically."""
@@ -118,15 +121,20 @@ class Manifest:
 
 
 def _json(path: Path) -> Any:
-    if path.is_symlink() and path.resolve().parent != path.parent.resolve():
-        raise BankCorruptError(f"{path}: expected a file inside the bank, got a link out of it; do not trust this bank")
     try:
+        state = path.lstat()
+        if stat.S_ISLNK(state.st_mode):
+            if path.resolve().parent != path.parent.resolve():
+                raise BankCorruptError(f"{path}: expected a file inside the bank, got a link out of it; do not trust this bank")
+            state = path.stat()
+        if not stat.S_ISREG(state.st_mode) or state.st_size > LARGEST:  # a pipe would never end
+            raise BankCorruptError(f"{path}: expected a file of at most {LARGEST // 2**20} MiB, got something else; do not trust this bank")
         return json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError) as error:
         raise BankError(f"{path.parent}: expected a bank, but there is no {MANIFEST}; check the path, or grow a bank there") from error
     except OSError as error:
-        raise BankError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from error
-    except (ValueError, RecursionError) as error:
+        raise BankError(f"{path}: cannot be read ({error.strerror or error}); check the path and its permissions") from error
+    except (ValueError, RecursionError, RuntimeError) as error:  # pathlib says RuntimeError of a link to itself
         raise BankCorruptError(f"{path}: expected JSON, but it cannot be read ({error}); {REMEDY}") from error
 
 
@@ -153,22 +161,24 @@ def _parse(path: Path, body: dict[str, Any], version: int) -> Manifest:
             body = _UPGRADES[earlier](body)
         manifest = Manifest(
             header=BankHeader.from_json(body["header"]),
-            progress=dict(body["progress"]),
+            progress=plain_json(dict(body["progress"]), "progress"),
             shards=tuple(ShardRecord(**shard) for shard in body["shards"]),
             class_counts=tuple(body["class_counts"]),
             capacity=body["capacity"],
         )
         _check_numbers(manifest)
         return manifest
-    except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError, RecipeError) as error:
+    except NONSENSE as error:
         raise BankCorruptError(f"{path}: expected the entries of format version {version}, got others ({error!r}); {REMEDY}") from error
 
 
 def _check_numbers(manifest: Manifest) -> None:
     counts = [shard.count for shard in manifest.shards]
     numbers = (manifest.capacity, *counts, *(shard.size for shard in manifest.shards), *manifest.class_counts)
-    if any(type(number) is not int or number < 0 for number in numbers) or manifest.capacity < 1:
+    if any(type(number) is not int or not 0 <= number < 2**63 for number in numbers) or manifest.capacity < 1:
         raise ValueError(f"capacity {manifest.capacity}, or a count that is no whole number from 0")
+    if any(shard.count > shard.size for shard in manifest.shards):
+        raise ValueError("a shard of more samples than bytes")
     if any(not isinstance(text, str) for shard in manifest.shards for text in (shard.sha256, shard.content)):
         raise ValueError("a hash that is no text")
     if any(count != manifest.capacity for count in counts[:-1]) or any(not 0 < count <= manifest.capacity for count in counts[-1:]):

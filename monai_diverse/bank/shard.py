@@ -6,9 +6,10 @@ import functools
 import json
 import math
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -45,19 +46,18 @@ class Shard:
         self._path = folder / record.file
         self._record = record
         self._header = header
-        self._check_file(folder)
+        self._file = self._checked_file(folder)
         try:
             with safe_open(self._path, framework="np") as file:
                 self._metadata = file.metadata() or {}
                 parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # no mapping
                 self._found = {name: (_DTYPES.get(part.get_dtype(), part.get_dtype()), tuple(part.get_shape())) for name, part in parts.items()}
             self._starts = _starts_of(self._path)
-            self._kept = _Descriptor(str(self._path)) if pinned else None
+            self._kept = _Descriptor(self._file) if pinned else None
         except (SafetensorError, OSError) as error:
             raise self._corrupt(f"expected a safetensors file, but it cannot be read ({error})") from error
         self._check_place()
         self._check_tensors()
-        self._file = str(self._path)
         self._dtype = np.dtype(header.dtype).newbyteorder("<")
         self._stride = math.prod(header.shape) * self._dtype.itemsize
 
@@ -70,10 +70,17 @@ class Shard:
         return sorted(name.removeprefix(SCORE_PREFIX) for name in self._found if name.startswith(SCORE_PREFIX))
 
     def image(self, row: int) -> npt.NDArray[Any]:
-        """One image (c, *spatial), as stored, in new memory."""
+        """One image (c, *spatial), as stored, in new memory; raises IndexError for a row that it has not."""
+        if not 0 <= row < self._record.count:
+            raise IndexError(f"expected a row below {self._record.count}, got {row}")
         image = np.empty(self._header.shape, self._dtype)
         self._read_into(image, self._starts["images"] + row * self._stride)
         return image
+
+    @property
+    def record(self) -> ShardRecord:
+        """The manifest's line on it."""
+        return self._record
 
     def images(self) -> npt.NDArray[Any]:
         """All images (n, c, *spatial), as stored, in new memory."""
@@ -131,15 +138,22 @@ class Shard:
         if not complete:
             raise self._corrupt("truncated since it was opened")
 
-    def _check_file(self, folder: Path) -> None:
-        if not self._path.is_file():
-            raise self._corrupt("the file is missing")
-        if self._path.resolve().parent != folder.resolve():
+    def _checked_file(self, folder: Path) -> _File:
+        try:
+            state = self._path.stat()
+            inside = self._path.resolve().parent == folder.resolve()
+        except FileNotFoundError as error:
+            raise self._corrupt("the file is missing") from error
+        except (OSError, RuntimeError) as error:  # pathlib says RuntimeError of a link to itself
+            raise self._corrupt(f"it cannot be read ({error})") from error
+        if not inside:
             raise self._corrupt("expected a file inside the bank, got a link out of it; do not trust this bank")
-        size = self._path.stat().st_size
-        if size != self._record.size:
-            kind = "truncated" if size < self._record.size else "longer than written"
-            raise self._corrupt(f"expected {self._record.size} bytes, got {size}: {kind}")
+        if not stat.S_ISREG(state.st_mode):
+            raise self._corrupt("expected a file, got something else; do not trust this bank")
+        if state.st_size != self._record.size:
+            kind = "truncated" if state.st_size < self._record.size else "longer than written"
+            raise self._corrupt(f"expected {self._record.size} bytes, got {state.st_size}: {kind}")
+        return _File(str(self._path), state.st_ino, state.st_mtime_ns, state.st_ctime_ns)
 
     def _check_place(self) -> None:
         stated = stated_place(self._metadata)
@@ -186,11 +200,20 @@ def _starts_of(path: Path) -> dict[str, int]:
     return {name: 8 + length + tensor["data_offsets"][0] for name, tensor in tensors.items() if name != "__metadata__"}
 
 
+class _File(NamedTuple):
+    """A file as it was when its shard was opened."""
+
+    path: str
+    inode: int
+    modified: int
+    changed: int
+
+
 class _Descriptor:
     """An open file that closes when nobody uses it any more."""
 
-    def __init__(self, path: str) -> None:
-        self.number = os.open(path, os.O_RDONLY)
+    def __init__(self, file: _File) -> None:
+        self.number = os.open(file.path, os.O_RDONLY)
 
     def __del__(self, close: Callable[[int], None] = os.close) -> None:
         if hasattr(self, "number"):
@@ -198,16 +221,16 @@ class _Descriptor:
 
 
 _opened = functools.lru_cache(maxsize=_OPEN_FILES)(_Descriptor)
-"""The shards read last, since opening takes longer than reading. A name holds its content's hash, so it never stands for another content."""
+"""The shards read last, since opening takes longer than reading; a file that was replaced or repaired is another one."""
 
 
-def _read_at(path: str, kept: _Descriptor | None, target: memoryview, offset: int) -> bool:
+def _read_at(file: _File, kept: _Descriptor | None, target: memoryview, offset: int) -> bool:
     """Fills `target` from a file; False where the file ends too early. Safe in threads and after a fork, since no position is shared."""
     if not hasattr(os, "preadv"):  # Windows, where an open file cannot be replaced anyway
-        with open(path, "rb") as stream:
+        with open(file.path, "rb") as stream:
             stream.seek(offset)
             return stream.readinto(target) == len(target)
-    descriptor, done = kept or _opened(path), 0
+    descriptor, done = kept or _opened(file), 0
     while done < len(target):
         count = os.preadv(descriptor.number, [target[done:]], offset + done)
         if not count:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +13,8 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from monai_diverse.bank.format import LOCK, MANIFEST, SHARD_NAME, BankHeader
+from monai_diverse.bank.format import MANIFEST, SHARD_NAME, BankHeader
+from monai_diverse.bank.lock import WriterLock
 from monai_diverse.bank.manifest import Manifest, ShardRecord
 from monai_diverse.bank.samples import Samples, pack, quantise, verdict_codes
 from monai_diverse.bank.shard import Shard
@@ -33,11 +33,11 @@ class BankWriter:
     Use it as a context manager.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, tail: Samples | None, lock: int) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, tail: Samples | None, lock: WriterLock) -> None:
         self._folder = folder
         self._manifest = manifest
         self._tail = tail
-        self._lock: int | None = lock
+        self._lock: WriterLock | None = lock
 
     @classmethod
     def create_or_resume(cls, path: str | os.PathLike[str], header: BankHeader, *, resume: bool) -> BankWriter:
@@ -55,7 +55,7 @@ class BankWriter:
             StorageError: the disk refuses.
         """
         folder = make_folder(Path(path).absolute())
-        lock = _acquire(folder)
+        lock = WriterLock(folder)
         try:
             if (folder / MANIFEST).exists():
                 manifest = _existing(folder, header, resume=resume)
@@ -63,7 +63,7 @@ class BankWriter:
             else:
                 manifest, tail = _begin(folder, header), None
         except BaseException:
-            _release(lock)
+            lock.release()
             raise
         return cls(folder, manifest, tail, lock)
 
@@ -114,11 +114,13 @@ class BankWriter:
 
         Raises:
             DataError: images, labels, seeds, scores or what else is given do not fit the bank or one another.
-            BankError: the writer is closed, or `progress` is no JSON value.
-            StorageError: the disk refuses; what was stored before is intact, and the same call may be made again.
+            BankError: the writer is closed, this is not the process that opened it, its folder was replaced, or `progress` is no JSON value.
+            StorageError: the disk refuses; what was stored before is intact, and the same call may be made again. If only the last flush failed,
+                the samples may be there already; the same call then stores them once all the same.
         """
         if self._lock is None:
             raise BankError(f"{self._folder}: expected an open writer, got one that is closed; use create_or_resume(..., resume=True)")
+        self._lock.check()
         manifest, tail = self._manifest.with_progress(progress), self._tail
         superseded: list[str] = []
         if any(len(np.asarray(values)) for values in (images, labels, seeds)):
@@ -136,7 +138,7 @@ class BankWriter:
     def close(self) -> None:
         """Lets the next writer in; may be called twice."""
         if self._lock is not None:
-            _release(self._lock)
+            self._lock.release()
             self._lock = None
 
     def _write_shards(self, fresh: Samples) -> tuple[list[ShardRecord], Samples | None]:
@@ -251,31 +253,3 @@ def _discard(path: Path) -> None:
     # nothing refers to this file any more: one that cannot be removed costs space, and is tried again at the next resume
     with contextlib.suppress(OSError):
         path.unlink()
-
-
-def _acquire(folder: Path) -> int:
-    try:
-        import fcntl  # not on Windows, where banks can be read
-    except ImportError as error:
-        raise BankError("writing a bank needs POSIX file locks; use Linux, macOS or WSL") from error
-    handle: int | None = None
-    try:
-        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)  # a stranger's bank may hold a link there
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if handle is not None:
-            os.close(handle)
-        if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN):
-            raise BankError(
-                f"{folder}: expected to be the only writer, but another process is writing this bank; wait for it or use another folder"
-            ) from error
-        raise BankError(f"{folder}: cannot be locked ({error.strerror or error}); check its permissions, or use a local disk") from error
-    return handle
-
-
-def _release(lock: int) -> None:
-    import fcntl
-
-    # a forked child may hold a copy of the descriptor: closing ours alone would keep the lock
-    fcntl.flock(lock, fcntl.LOCK_UN)
-    os.close(lock)

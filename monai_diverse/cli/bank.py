@@ -14,9 +14,8 @@ import typer
 from monai_diverse.bank import SampleBank
 from monai_diverse.cli.controls import judge_bank, notes, refit, twins_of, write_controls
 from monai_diverse.cli.main import app
-from monai_diverse.datasheet import yields_of
+from monai_diverse.datasheet import control_of, yields_of
 from monai_diverse.errors import BankError, RecipeError
-from monai_diverse.screening import Yield
 from monai_diverse.screening.calibrate import check_level, discoveries
 from monai_diverse.storage import make_folder
 
@@ -84,17 +83,18 @@ def _require_together(controls: bool, options: Mapping[str, object]) -> None:
 
 
 def _described(bank: SampleBank) -> dict[str, Any]:
-    progress = bank.progress
+    progress, grown, control = bank.progress, yields_of(bank.progress), control_of(bank.progress)
+    rejections = progress.get("rejections")
     return {
         "size": len(bank),
         "shape": list(bank.header.shape),
         "class_counts": [int(c) for c in bank.class_counts],
         "verdicts": dict(sorted(Counter(bank.verdicts.tolist()).items())),
         "origins": [_origin(bank, number) for number in range(len(bank.header.origins))],
-        "yield": Yield(drawn=progress["drawn"], accepted=len(bank), nfe=progress.get("nfe")).as_json() if "drawn" in progress else None,
-        "control": progress.get("control"),
+        "yield": None if grown is None else grown.as_json(),
+        "control": None if control is None else control.as_json(),
         "stopped": progress.get("stopped"),
-        "rejections": progress.get("rejections", {}),
+        "rejections": rejections if grown is not None else {},
         "scores": {name: _range(values) for name, values in bank.scores.items()} if len(bank) else {},
         "source": bank.header.source,
         "features": bank.header.features,
@@ -106,13 +106,13 @@ def _described(bank: SampleBank) -> dict[str, Any]:
 def _origin(bank: SampleBank, number: int) -> dict[str, Any]:
     """One of the banks that this one was made of: its share in this one, and what its own yield was."""
     origin = bank.origins[number]
-    found = yields_of(origin.progress)
+    found, control = yields_of(origin.progress), control_of(origin.progress)
     return {
         "name": origin.source.get("name"),
         "size": int((bank.origin_numbers == number).sum()),
         "recipe_fingerprint": origin.recipe_fingerprint,
         "yield": None if found is None else found.as_json(),
-        "control": origin.progress.get("control"),
+        "control": None if control is None else control.as_json(),
     }
 
 

@@ -1,6 +1,6 @@
 """Labelled real images: read, checked, grouped and split."""
 
-from monai_diverse.data.files import available_splits, class_names, load_images
+from monai_diverse.data.files import available_splits, class_names, load_images, load_pictures
 from monai_diverse.data.groups import near_duplicate_groups, split_by_group
 from monai_diverse.data.labelled import FloatArray, IntArray, LabelledImages, check_images, check_labels, require_every_class
 
@@ -13,6 +13,7 @@ __all__ = [
     "check_labels",
     "class_names",
     "load_images",
+    "load_pictures",
     "near_duplicate_groups",
     "require_every_class",
     "split_by_group",

@@ -115,17 +115,33 @@ def _channels_first(images: npt.NDArray[np.float32], name: str) -> npt.NDArray[n
 def _load_folder(folder: Path, names: Sequence[str]) -> LabelledImages:
     if not names:
         raise DataError(f"{folder}: expected one subfolder a class with images in it, got no subfolder")
-    images: list[npt.NDArray[np.float32]] = []
+    files: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(names):
         subfolder = folder / name
-        files = sorted(p for p in _listed(subfolder) if p.suffix.lower() in IMAGE_SUFFIXES) if subfolder.is_dir() else []
-        if not files:
+        found = sorted(p for p in _listed(subfolder) if p.suffix.lower() in IMAGE_SUFFIXES) if subfolder.is_dir() else []
+        if not found:
             raise DataError(f"{subfolder}: expected images ({', '.join(IMAGE_SUFFIXES)}), got none; every split needs every class")
-        images += [_read_picture(file) for file in files]
-        labels += [label] * len(files)
-    _require_one_shape(images, folder)
-    return LabelledImages(images=np.stack(images), labels=np.asarray(labels, dtype=np.int64))
+        files += found
+        labels += [label] * len(found)
+    return LabelledImages(images=load_pictures(files), labels=np.asarray(labels, dtype=np.int64))
+
+
+def load_pictures(files: Sequence[Path]) -> npt.NDArray[np.float32]:
+    """Reads pictures of one size and kind.
+
+    Args:
+        files: at least one.
+
+    Returns:
+        float32 (n, channels, height, width) in [0, 1], one channel or three.
+
+    Raises:
+        DataError: a file that is no picture, or pictures of several sizes or kinds.
+    """
+    images = [_read_picture(file) for file in files]
+    _require_one_shape(images, files[0].parent)
+    return np.stack(images)
 
 
 def _listed(folder: Path) -> list[Path]:
