@@ -8,6 +8,8 @@ import os
 import pickle
 import re
 import sys
+import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from monai.transforms import Randomizable
+from scipy import stats
 from torch.utils.data import DataLoader, default_collate
 from torch.utils.data import Dataset as TorchDataset
 
@@ -26,6 +29,7 @@ from test_transforms import COUNT, LABELS, describe, make_bank  # noqa: E402
 
 from monai_diverse.bank import BankHeader, BankWriter, SampleBank  # noqa: E402
 from monai_diverse.errors import BankError, DataError, MissingExtraError, RecipeError  # noqa: E402
+from monai_diverse.transforms import albumentations_base  # noqa: E402
 from monai_diverse.transforms.albumentations import BankReference, BankTransform  # noqa: E402
 from monai_diverse.transforms.labels import read_label  # noqa: E402
 
@@ -100,7 +104,8 @@ def test_finer_samples_are_rounded(tmp_path):
 @pytest.mark.parametrize("label", LABELS, ids=repr)
 @pytest.mark.parametrize("policy", ["match", "own", "balance"])
 def test_labels_stay_right_in_every_form(bank, label, policy):
-    pipeline = A.Compose([BankTransform(str(bank.path), label_policy=policy, p=0.7), A.HorizontalFlip(p=0)], seed=3)
+    counts = {"class_counts": [0, 9]} if policy == "balance" else {}
+    pipeline = A.Compose([BankTransform(str(bank.path), label_policy=policy, p=0.7, **counts), A.HorizontalFlip(p=0)], seed=3)
     given = copy.deepcopy(label)
     labels = set()
     for _ in range(20):
@@ -117,7 +122,7 @@ def test_labels_stay_right_in_every_form(bank, label, policy):
         assert read_label(made["label"]) == bank.labels[told]
         assert made["class_name"] == ("one" if bank.labels[told] == 1 else f"class {bank.labels[told]}")
         labels.add(read_label(made["label"]))
-    assert labels == ({0, 1, 2} if policy == "own" else {1})  # balance has seen class 1 alone
+    assert labels == ({0, 1, 2} if policy == "own" else {1})  # there is class 1 alone to balance
     np.testing.assert_array_equal(np.asarray(label), np.asarray(given))
 
 
@@ -168,20 +173,92 @@ def test_probability_and_what_is_not_eligible(bank):
     assert (made["sample_source"], made["label"], lonely.ineligible) == ("real", 3, 1)
 
 
-def test_balance_favours_what_was_rare(bank):
+def test_balance_favours_what_is_rare(bank):
+    pipeline = A.Compose([BankTransform(bank, label_policy="balance", class_counts=np.array([90, 0, 30]), p=1)], seed=0)
+    pipeline = A.from_dict(json.loads(json.dumps(A.to_dict(pipeline))))
+    pipeline.set_random_seed(0)
+    labels = [pipeline(image=real(), label=label)["label"] for label in (0, 1) * 200]
+    assert set(labels) == {0, 2}  # class 1 is not in the data, whatever an item says
+    assert abs(np.mean(np.asarray(labels) == 2) - 0.75) < 0.09
+
+
+@pytest.mark.filterwarnings("ignore:label_policy")
+def test_without_counts_balance_estimates_them(bank):
     transform = BankTransform(bank, label_policy="balance", p=0)
     pipeline = A.Compose([transform], seed=0)
-    for label in [0] * 90 + [2] * 30:
+    for label in [0] * 900 + [2] * 300:
         pipeline(image=real(), label=label)
     transform.p = 1.0
-    labels = []
-    for _ in range(400):
-        labels.append(pipeline(image=real(), label=0)["label"])
-        transform._seen[0] -= 1  # hold the counts still
+    labels = [pipeline(image=real(), label=0)["label"] for _ in range(200)]
     assert set(labels) == {0, 2}  # class 1 was never seen
-    assert abs(np.mean(np.asarray(labels) == 2) - 0.75) < 0.09
+    assert abs(np.mean(np.asarray(labels) == 2) - 0.765) < 0.12
     pipeline.set_random_seed(0)
     assert pipeline(image=real(), label=1)["label"] == 1  # counts are forgotten with the seed
+
+
+def test_class_counts_are_checked(bank):
+    with pytest.warns(UserWarning, match=r"each worker and epoch.*class_counts=np\.bincount\(labels\)") as caught:
+        BankTransform(bank, label_policy="balance")
+    assert len(caught) == 1
+    for counts in ([], [0, 0], [-1, 2], [0.5, 1], "12", [True, False]):
+        with pytest.raises(RecipeError, match="class_counts: expected how many"):
+            BankTransform(bank, label_policy="balance", class_counts=counts)
+    with pytest.raises(RecipeError, match=r"class_counts.*'match'.*'balance' alone"):
+        BankTransform(bank, class_counts=[1, 2])
+
+
+def test_balance_in_workers_and_epochs(bank):
+    torch.manual_seed(0)
+    uneven = [0] * 78 + [1] * 15 + [2] * 3
+    counts = np.bincount(uneven)
+    pipeline = A.Compose([BankTransform(bank, label_policy="balance", class_counts=counts, p=1)], seed=0)
+
+    class Uneven(Items):
+        def __getitem__(self, index: int) -> Any:
+            return self.pipeline(image=real(), label=uneven[index])
+
+    loader = DataLoader(Uneven(pipeline), num_workers=2, batch_size=24, shuffle=True, multiprocessing_context="fork")
+    labels = torch.cat([batch["label"] for _ in range(6) for batch in loader]).numpy()
+    expected = (1 / counts) / (1 / counts).sum()
+    shares = np.bincount(labels, minlength=3) / len(labels)
+    assert (np.abs(shares - expected) < 4 * (expected * (1 - expected) / len(labels)) ** 0.5).all()
+
+
+@pytest.mark.parametrize("p", [0.0, 1.0])
+def test_class_numbers_must_be_the_banks(tmp_path, p):
+    transform = BankTransform(make_bank(tmp_path / "named", class_names=["benign", "malignant", "normal", "other"]), p=p)
+    with pytest.raises(DataError, match=r"class 0 is 'normal'.*'normal' is class 2.*0 benign"):
+        transform(image=real(), label=0, class_name="normal")
+    assert transform(image=real(), label=2, class_name="normal")["class_name"] == "normal"
+    assert transform(image=real(), label=2, class_name="healthy")["class_name"] == "healthy"
+
+
+def test_an_empty_bank_is_warned_of(tmp_path):
+    empty = make_bank(tmp_path / "empty", count=0)
+    with pytest.warns(UserWarning, match="empty holds no samples"):
+        transform = BankTransform(empty, p=1)
+    assert transform(image=real(), label=0)["sample_source"] == "real"
+
+
+def test_workers_warn_once_and_count_together(bank):
+    class Warned(Items):
+        def __getitem__(self, index: int) -> Any:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                made = self.pipeline(image=real(np.float32) * 255, label=3 * (index % 2))
+            time.sleep(0.001 * index)  # so that the workers do not look at their first items at the very same time
+            return made | {"warned": sum("intensities" in str(warning.message) for warning in caught)}
+
+    transform = BankTransform(bank, p=1)
+    loader = DataLoader(
+        Warned(A.Compose([transform])),
+        num_workers=2,
+        batch_size=4,
+        sampler=[0, 2, 1, 3, 4, 5, 6, 7, *range(8, 16)],
+        multiprocessing_context="fork",
+    )
+    assert [sum(int(batch["warned"].sum()) for batch in loader) for _ in range(2)] == [1, 0]
+    assert transform.ineligible == 16
 
 
 # --- what does not fit
@@ -350,6 +427,25 @@ def test_a_replacement_is_not_given_away_by_the_flip_that_follows(bank):
     assert len(outcomes) == 2  # of four: what this transform is kept out of
 
 
+@pytest.mark.parametrize("change", [{"other": True}, {"label_policy": "own"}, {"source_key": "b"}, {"p": 0.31}])
+def test_two_of_a_kind_in_one_pipeline_are_drawn_independently(bank, tmp_path, change):
+    header = BankHeader(recipe={}, recipe_fingerprint="r2", source={"fingerprint": "s"}, features={}, shape=SHAPE, classes=4)
+    with BankWriter.create_or_resume(tmp_path / "second", header, resume=False) as writer:
+        writer.append(bank.images[:], bank.labels, np.arange(COUNT), {}, {})
+        other = writer.bank
+    settings = {"p": 0.3} | change
+    pair = [BankTransform(bank, p=0.3), BankTransform(other if settings.pop("other", False) else bank, **settings)]
+    A.Compose(pair, seed=0)
+    coins = np.zeros((2, 2))
+    same = 0
+    for i in range(600):
+        one, two = (index_of(made) for made in [t(image=real(), label=i % 3)[t.source_key] for t in pair])
+        coins[int(one is not None), int(two is not None)] += 1
+        same += one is not None and one == two
+    assert stats.chi2_contingency(coins).pvalue > 0.001
+    assert same < coins[1, 1] / 2
+
+
 class Items(TorchDataset[Any]):
     def __init__(self, pipeline: Any) -> None:
         self.pipeline = pipeline
@@ -419,6 +515,18 @@ def test_seeds_of_compose_and_loader_both_count_in_workers(bank):
         pipeline = A.Compose([BankTransform(bank, p=0.7)], seed=own)
         runs.add(str(workers_of(DataLoader(Items(pipeline), num_workers=2, batch_size=24, multiprocessing_context="fork"))))
     assert len(runs) == 3
+
+
+def test_the_rank_counts_in_workers(bank, monkeypatch):
+    runs = []
+    for rank in (0, 0, 1):
+        monkeypatch.setattr(albumentations_base, "process_rank", lambda rank=rank: rank)
+        transform = BankTransform(bank, p=0.7)
+        monkeypatch.setattr(albumentations_base, "process_rank", lambda: 0)  # as in a spawned worker
+        torch.manual_seed(5)
+        runs.append(workers_of(DataLoader(Items(A.Compose([transform], seed=1)), num_workers=2, batch_size=24, multiprocessing_context="fork")))
+    assert runs[0] == runs[1]
+    assert all(one != two for one, two in zip(runs[1], runs[2], strict=True))
 
 
 def test_spawned_workers_draw_what_forked_ones_do(bank):

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,11 +31,11 @@ from monai_diverse.errors import BankError, DataError, RecipeError
 SHAPE = (1, 3, 4)
 
 
-def make_bank(path: Path, labels: list[int], classes: int = 3) -> SampleBank:
+def make_bank(path: Path, labels: list[int], classes: int = 3, **source: Any) -> SampleBank:
     """Sample i is i / 255 in its first pixel."""
     images = np.random.default_rng(0).integers(0, 256, (len(labels), *SHAPE)).astype(np.float32) / 255
     images[:, 0, 0, 0] = np.arange(len(labels), dtype=np.float32) / 255
-    header = BankHeader(recipe={}, recipe_fingerprint="r", source={"fingerprint": "s"}, features={}, shape=SHAPE, classes=classes)
+    header = BankHeader(recipe={}, recipe_fingerprint="r", source={"fingerprint": "s"} | source, features={}, shape=SHAPE, classes=classes)
     with BankWriter.create_or_resume(path, header, resume=False) as writer:
         writer.append(images, labels, np.arange(len(labels)), {}, {})
         return writer.bank
@@ -284,6 +286,42 @@ def test_class_names_follow_labels(bank):
     assert {(item["label"], item["class_name"]) for item in replaced} == {(0, "normal"), (1, "tumour")}
 
 
+@pytest.mark.parametrize("settings", [{}, {"label_policy": "balance"}, {"mode": "append"}, {"mode": "append", "label_policy": "own"}])
+def test_class_numbers_must_be_the_banks(tmp_path, settings):
+    bank = make_bank(tmp_path / "named", [0, 1, 2], class_names=["benign", "malignant", "normal"])
+    right = [entry | {"class_name": ["benign", "malignant", "normal"][entry["label"]]} for entry in dicts([0, 1, 2, 0, 1, 2])]
+    assert len(list(DiverseDiffusionDataset(right, bank, **settings))) >= 6
+    wrong = [entry | {"class_name": ["normal", "benign", "malignant"][entry["label"]]} for entry in dicts([0, 1, 2, 0, 1, 2])]
+    with pytest.raises(DataError, match=r"class 0 is 'normal'.*'normal' is class 2"):
+        list(DiverseDiffusionDataset(wrong, bank, **settings))
+    late = DiverseDiffusionDataset([*right[:3], *wrong[3:]], bank, prob=0)
+    assert late[2]["label"] == 2
+    with pytest.raises(DataError, match="'normal' is class 2"):
+        late[3]
+
+
+def test_meta_dictionaries_beside_an_image_are_blank(bank):
+    data = [entry | {"image_meta_dict": {"filename_or_obj": "doe.nii", "size": 3}} for entry in dicts([0, 1])]
+    for made in (DiverseDiffusionDataset(data, bank, prob=1)[0], DiverseDiffusionDataset(data, bank, mode="append", ratio=1)[3]):
+        assert made["image_meta_dict"] == {"filename_or_obj": "", "size": 0}
+    assert DiverseDiffusionDataset(data, bank, prob=0)[0]["image_meta_dict"]["filename_or_obj"] == "doe.nii"
+
+
+def test_appended_items_share_no_memory(bank):
+    data = [entry | {"mask": torch.ones(3), "boxes": [np.ones(2)]} for entry in dicts([0, 1] * 3)]
+    made = DiverseDiffusionDataset(data, bank, mode="append", ratio=1)
+    first, second = made[6], made[7]
+    assert not np.shares_memory(first["site"], second["site"])
+    first["site"] += 5
+    first["mask"] += 5
+    first["boxes"][0] += 5
+    first["boxes"].append(3)
+    for later in (second, made[6], made[8]):
+        assert (later["site"].tolist(), later["mask"].tolist(), np.asarray(later["boxes"]).tolist()) == ([0, 0], [0, 0, 0], [[0, 0]])
+    pairs = DiverseDiffusionDataset([(real(0), 0, np.ones(2))], bank, mode="append", ratio=2)
+    assert not np.shares_memory(pairs[1][2], pairs[2][2])
+
+
 def test_meta_is_clean(bank):
     meta = {"filename_or_obj": "patient-7.nii", "affine": torch.diag(torch.tensor([2.0, 2.0, 3.0, 1.0], dtype=torch.float64))}
     data = [{"image": MetaTensor(real(i), meta=dict(meta)), "label": 0, "mask": MetaTensor(real(i), meta=dict(meta))} for i in range(6)]
@@ -291,10 +329,13 @@ def test_meta_is_clean(bank):
     for i in range(6, 12):
         for value in (made[i]["image"], made[i]["mask"]):
             assert isinstance(value, MetaTensor)
+            assert value.meta["filename_or_obj"] in ("", made[i]["sample_source"])
             assert "patient" not in str(value.meta)
             assert torch.equal(value.affine, torch.eye(4, dtype=torch.float64))
         assert not made[i]["mask"].any()
-    assert list_data_collate([made[i] for i in (7, 0, 8, 1)])["image"].shape == (4, *SHAPE)
+    batch = list_data_collate([made[i] for i in (7, 0, 8, 1)])
+    assert batch["image"].shape == (4, *SHAPE)
+    assert batch["image"].meta["filename_or_obj"] == [name if name != "real" else "patient-7.nii" for name in batch["sample_source"]]
 
 
 # --- transform, workers
@@ -558,8 +599,10 @@ def test_edges(bank, tmp_path):
         assert len(DiverseDiffusionDataset([], bank, mode=mode)) == 0
     assert len(DiverseDiffusionDataset(dicts([0, 1]), str(bank.path), mode="append", ratio=0)) == 2
     empty = make_bank(tmp_path / "empty", [])
-    assert DiverseDiffusionDataset(dicts([0]), empty, prob=1, label_policy="own")[0]["sample_source"] == "real"
-    with pytest.warns(UserWarning, match="2 of 2"):
+    with pytest.warns(UserWarning, match="empty holds no samples") as caught:
+        assert DiverseDiffusionDataset(dicts([0]), empty, prob=1, label_policy="own")[0]["sample_source"] == "real"
+    assert len(caught) == 1
+    with pytest.warns(UserWarning, match="2 of 2"), pytest.warns(UserWarning, match="empty holds no samples"):
         assert len(DiverseDiffusionDataset(dicts([0, 1]), empty, mode="append", ratio=1, label_policy="own")) == 2
 
 
@@ -603,3 +646,43 @@ def test_a_random_sample_transform_is_seeded_along(bank):
         return [float(data[i]["image"].max()) for i in range(12)]
 
     assert levels(1) == levels(1) != levels(2)
+
+
+@pytest.mark.parametrize("loader", [MonaiLoader, TorchLoader])
+@pytest.mark.parametrize("mode", ["replace", "append"])
+def test_a_random_sample_transform_differs_in_workers_and_epochs(bank, mode, loader):
+    runs = []
+    for _ in range(2):
+        set_determinism(7)
+        data = DiverseDiffusionDataset(dicts([0, 1] * 8), bank, mode=mode, prob=1, ratio=1, sample_transform=Shift())
+        batches = loader(data, num_workers=2, batch_size=8, sampler=range(len(data) - 16, len(data)))
+        # the factor, whichever sample it was
+        runs.append(
+            [
+                tuple(
+                    round(float(image.max()) / float(bank.images[int(source.partition(":")[2])].max()), 4)
+                    for image, source in zip(batch["image"], batch["sample_source"], strict=True)
+                )
+                for _ in range(2)
+                for batch in batches
+            ]
+        )
+        assert len({*runs[-1]}) == 4
+    assert runs[0] == runs[1]
+
+
+class Noted(DiverseDiffusionDataset):
+    def __getitem__(self, index: int) -> Any:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            made = super().__getitem__(index)
+        time.sleep(0.001 * index)  # so that the workers do not look at their first items at the very same time
+        return made | {"warned": len(caught)}
+
+
+def test_workers_warn_once_and_count_together(bank):
+    data = [entry | {"image": entry["image"] * 255} for entry in dicts([0, 2] * 8)]
+    made = Noted(data, bank, prob=1)
+    loader = TorchLoader(made, num_workers=2, batch_size=4, sampler=[0, 1, 2, 3, 5, 4, *range(6, 16)])
+    assert [sum(int(batch["warned"].sum()) for batch in loader) for _ in range(2)] == [1, 0]
+    assert made.ineligible == 16

@@ -12,8 +12,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ignite.engine import Engine
 from monai.bundle import ConfigParser
-from monai.data import CacheDataset, MetaTensor, decollate_batch
+from monai.data import CacheDataset, Dataset, MetaTensor, decollate_batch
 from monai.data import DataLoader as MonaiLoader
 from monai.data.utils import list_data_collate
 from monai.transforms import Compose, RandFlipd, Randomizable
@@ -23,6 +24,7 @@ from torch.utils.data import DataLoader as TorchLoader
 
 from monai_diverse.bank import BankHeader, BankWriter, SampleBank
 from monai_diverse.errors import BankError, DataError, RecipeError
+from monai_diverse.handlers import SyntheticStatsHandler
 from monai_diverse.transforms import LinearRamp, RandDiverseMixD, RandDiverseMixd, RandDiverseMixDict, RandDiverseReplaced
 from monai_diverse.transforms.labels import soft_label
 
@@ -85,6 +87,10 @@ LABELS = [
 ]
 
 
+def counts_for(policy: str) -> dict[str, Any]:
+    return {"class_counts": [0, 9]} if policy == "balance" else {}
+
+
 def parts_of(source: str) -> tuple[int, float]:
     kind, index, weight = source.split(":")
     assert kind == "mixed"
@@ -102,7 +108,7 @@ def test_images_are_blended_in_their_own_form(bank, form, policy):
     before = copy.deepcopy(item)
     rounding = {"float16": 1e-3, "half": 1e-3, "bfloat16": 1e-2}.get(form, 1e-6)
     for prob in (0.0, 1.0):
-        transform = RandDiverseMixd("image", bank, prob=prob, alpha=1, label_policy=policy).set_random_state(3)
+        transform = RandDiverseMixd("image", bank, prob=prob, alpha=1, label_policy=policy, **counts_for(policy)).set_random_state(3)
         for _ in range(8):
             made = transform(item)
             assert list(made) == [*item, "sample_source"]
@@ -129,7 +135,7 @@ def test_labels_are_soft_whether_mixed_or_not(bank, label, policy):
     kind = torch.Tensor if isinstance(label, torch.Tensor) else np.ndarray
     others = 0
     for prob in (0.0, 1.0):
-        transform = RandDiverseMixd("image", bank, prob=prob, alpha=1, label_policy=policy).set_random_state(3)
+        transform = RandDiverseMixd("image", bank, prob=prob, alpha=1, label_policy=policy, **counts_for(policy)).set_random_state(3)
         for _ in range(8):
             made = transform(item)
             soft = made["label"]
@@ -177,7 +183,9 @@ def test_nothing_of_the_patient_is_left(bank):
     item = {"image": meta_image(), "label": MetaTensor(torch.tensor([1.0]), meta=dict(META))}
     for policy in ("match", "own"):
         made = RandDiverseMixd("image", bank, prob=1, label_policy=policy)(item)
-        assert set(made["image"].meta) <= {"affine", "space"}
+        assert set(made["image"].meta) <= {"affine", "space", "filename_or_obj"}
+        assert made["image"].meta["filename_or_obj"] == made["sample_source"]
+        assert parts_of(made["sample_source"])
         assert torch.equal(made["image"].affine, torch.eye(4, dtype=torch.float64))
         assert made["image"].applied_operations == []
         assert not hasattr(made["label"], "meta")
@@ -211,16 +219,12 @@ def test_nothing_eligible(bank):
     assert (made["sample_source"], made["label"].tolist(), transform.ineligible) == ("real", [0, 0, 0, 1], 1)
 
 
-def test_balance_favours_what_was_rare(bank):
-    transform = RandDiverseMixd("image", bank, prob=0, alpha=1, label_policy="balance").set_random_state(0)
-    for label in [0] * 90 + [2] * 30:
-        transform({"image": real_image(), "label": label})
-    transform.prob = 1
+def test_balance_favours_what_is_rare(bank):
+    transform = RandDiverseMixd("image", bank, prob=1, alpha=1, label_policy="balance", class_counts=[90, 0, 30]).set_random_state(0)
     others = []
     for _ in range(400):
         made = transform({"image": real_image(), "label": 0})
         others.append(int(bank.labels[parts_of(made["sample_source"])[0]]))
-        transform._seen[0] -= 1  # hold the counts still
     assert set(others) == {0, 2}
     assert abs(np.mean(np.asarray(others) == 2) - 0.75) < 0.09
 
@@ -230,6 +234,25 @@ def test_after_a_replacement(bank):
     made = both({"image": real_image(), "label": 0})
     assert made["sample_source"].startswith("synthetic:")
     assert made["label"].tolist() == [1, 0, 0, 0]
+
+
+def test_no_real_image_is_left_in_what_was_replaced_before(bank):
+    both = Compose([RandDiverseReplaced("image", bank, prob=1), RandDiverseMixd("image", bank, prob=0.5, alpha=1)]).set_random_state(0)
+    items = [{"image": meta_image(), "label": i % 3} for i in range(40)]
+    stats_handler = SyntheticStatsHandler()
+    engine = Engine(lambda *_: None)
+    stats_handler.attach(engine)
+    engine.run(MonaiLoader(Dataset(items, both), batch_size=10))
+    total = stats_handler.history[0].total
+    assert (total.real, total.synthetic, total.mixed) == (0, 40, 0)
+    blended = 0
+    for item in items:
+        made = both(item)
+        first = int(made["sample_source"].removeprefix("synthetic:"))
+        assert made["image"].meta["filename_or_obj"] == made["sample_source"]
+        assert bank.labels[first] == item["label"]
+        blended += not np.array_equal(np.asarray(made["image"]), bank.images[first])
+    assert 8 < blended < 32
 
 
 # --- the weight

@@ -42,6 +42,7 @@ from monai.transforms import (
     Flipd,
     Identityd,
     Invertd,
+    InvertibleTransform,
     OneOf,
     RandFlipd,
     RandomOrder,
@@ -303,11 +304,35 @@ def test_samples_are_inverted_to_where_they_came_in(bank):
     compose = geometry(bank, 1.0)
     made = compose(with_mask())
     index = int(made["sample_source"].partition(":")[2])
-    back = Compose(compose.transforms[2:]).inverse(made)
+    back = made
+    for transform in reversed(compose.transforms[2:]):
+        if isinstance(transform, InvertibleTransform):
+            back = transform.inverse(back)
     np.testing.assert_array_equal(np.asarray(back["image"]), bank.images[index])
     with pytest.raises(RuntimeError, match="Flipd") as caught:
         compose.inverse(compose(with_mask()))
     assert "empty 'applied_operations'" in str(caught.value.__cause__)
+
+
+def test_inverting_one_by_one_leaves_the_draws_alone(bank):
+    """Another Compose of the same transforms would seed them anew each time, and freeze the augmentation."""
+    set_determinism(0)
+    compose = Compose([EnsureTyped("image"), ours(bank, 1.0), RandFlipd("image", prob=0.5, spatial_axis=1)])
+    runs = []
+    for invert in (False, True):
+        compose.set_random_state(4)
+        runs.append([])
+        for _ in range(12):
+            made = compose({"image": meta(picture(1)), "label": 1, "id": 1})
+            index = int(made["sample_source"].partition(":")[2])
+            runs[-1].append((index, np.array_equal(np.asarray(made["image"]), bank.images[index])))
+            if invert:
+                for transform in reversed(compose.transforms[2:]):
+                    if isinstance(transform, InvertibleTransform):
+                        made = transform.inverse(made)
+                np.testing.assert_array_equal(np.asarray(made["image"]), bank.images[index])
+    assert runs[0] == runs[1]
+    assert {flipped for _, flipped in runs[0]} == {True, False}
 
 
 # --- caches and loaders

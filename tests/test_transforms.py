@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import copy
 import itertools
+import multiprocessing
 import pickle
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,11 +21,13 @@ from monai.data.utils import list_data_collate
 from monai.transforms import Compose, EnsureChannelFirst, RandFlipd, Randomizable, Resize, ScaleIntensity, ScaleIntensityd
 from monai.transforms.traits import LazyTrait
 from monai.utils import set_determinism
+from monai.utils.enums import SpaceKeys
 from torch.utils.data import DataLoader as TorchLoader
 
 from monai_diverse.bank import BankHeader, BankWriter, SampleBank
+from monai_diverse.dataset import DiverseDiffusionDataset, mixing_sampler
 from monai_diverse.errors import BankError, DataError, RecipeError
-from monai_diverse.transforms import RandDiverseReplace, RandDiverseReplaceD, RandDiverseReplaced, RandDiverseReplaceDict
+from monai_diverse.transforms import RandDiverseMixd, RandDiverseReplace, RandDiverseReplaceD, RandDiverseReplaced, RandDiverseReplaceDict
 from monai_diverse.transforms.labels import read_label, write_label
 
 SHAPE = (1, 6, 5)
@@ -82,6 +86,10 @@ LABELS = [
 ]
 
 
+def counts_for(policy: str, counts: Any = (0, 9)) -> dict[str, Any]:
+    return {"class_counts": counts} if policy == "balance" else {}
+
+
 def describe(value: Any) -> tuple[Any, ...]:
     return type(value), getattr(value, "dtype", None), tuple(getattr(value, "shape", ())), str(getattr(value, "device", None))
 
@@ -97,7 +105,7 @@ def test_items_keep_their_form(bank, form, label, policy):
     before = copy.deepcopy(item)
     seen = set()
     for prob in (0.0, 1.0):
-        transform = RandDiverseReplaced("image", bank, prob=prob, label_policy=policy).set_random_state(3)
+        transform = RandDiverseReplaced("image", bank, prob=prob, label_policy=policy, **counts_for(policy)).set_random_state(3)
         for _ in range(8):
             made = transform(item)
             seen.add(made["sample_source"].partition(":")[0])
@@ -125,16 +133,37 @@ def test_nothing_of_the_patient_is_left(bank):
     label = MetaTensor(torch.tensor([1.0]), meta=dict(META))
     dictionary = RandDiverseReplaced("image", bank, prob=1, label_policy="own").set_random_state(0)
     made = [dictionary({"image": image, "label": label}) for _ in range(20)]
-    images = [m["image"] for m in made] + [RandDiverseReplace(bank, prob=1)(image)]
+    array = RandDiverseReplace(bank, prob=1)
+    images = [m["image"] for m in made] + [array(image)]
     changed = [m["label"] for m in made if m["label"] is not label]
     assert changed
+    sources = [m["sample_source"] for m in made] + [f"synthetic:{array._index}"]
+    assert [value.meta["filename_or_obj"] for value in images] == sources
+    assert "filename_or_obj" not in dictionary({"image": MetaTensor(image.as_tensor()), "label": 1})["image"].meta
     for value in images + changed:
         assert isinstance(value, MetaTensor)
-        assert set(value.meta) <= {"affine", "space"}
+        assert set(value.meta) <= {"affine", "space", "filename_or_obj"}
+        assert "Doe" not in str(value.meta)
         assert torch.equal(value.affine, torch.eye(4, dtype=torch.float64))
         assert value.applied_operations == []
         assert value.pending_operations == []
     assert image.meta["PatientName"] == "Doe"
+
+
+def test_meta_dictionaries_beside_an_image_are_blank(bank):
+    """What LoadImaged(image_only=False) leaves in an item."""
+    meta = {"filename_or_obj": "doe.nii", "affine": np.eye(4) * 2, "PatientName": "Doe", "size": [6, 5], "space": SpaceKeys.RAS, "none": None}
+    item = {"image": real_image(), "label": 1, "image_meta_dict": meta, "other_meta_dict": dict(meta)}
+    for kind in (RandDiverseReplaced, RandDiverseMixd):
+        made = kind("image", bank, prob=1)(item)
+        blank = made["image_meta_dict"]
+        assert list(blank) == list(meta)
+        assert [type(value) for value in blank.values()] == [type(value) for value in meta.values()]
+        assert (blank["filename_or_obj"], blank["PatientName"], blank["size"], blank["space"]) == ("", "", [0, 0], SpaceKeys.RAS)
+        assert not blank["affine"].any()
+        assert made["other_meta_dict"] == item["other_meta_dict"]
+        assert kind("image", bank, prob=0)(item)["image_meta_dict"] is meta
+    assert meta["PatientName"] == "Doe"
 
 
 def test_samples_are_fresh_memory(bank):
@@ -205,35 +234,113 @@ def test_nothing_eligible(bank, tmp_path):
     made = transform(item)
     assert made["image"] is item["image"]
     assert (made["sample_source"], transform.ineligible) == ("real", 1)
-    array = RandDiverseReplace(bank, label=3, prob=1)
+    with pytest.warns(UserWarning, match="no samples of class 3"):
+        array = RandDiverseReplace(bank, label=3, prob=1)
     assert array(item["image"]) is item["image"]
     assert array.ineligible == 1
     empty = make_bank(tmp_path / "empty", count=0)
-    assert RandDiverseReplaced("image", empty, prob=1, label_policy="own")(item)["sample_source"] == "real"
+    for kind in (RandDiverseReplaced, RandDiverseMixd):
+        with pytest.warns(UserWarning, match=r"empty holds no samples") as caught:
+            hopeless = kind("image", empty, prob=1, label_policy="own")
+        assert len(caught) == 1
+        assert hopeless(item)["sample_source"] == "real"
+    with pytest.warns(UserWarning, match=r"empty holds no samples") as caught:
+        RandDiverseReplace(empty, label=1)
+    assert len(caught) == 1
     unlucky = RandDiverseReplaced("image", bank, prob=0)
     unlucky(item)
     assert unlucky.ineligible == 0
 
 
-def test_balance_favours_what_was_rare(bank):
+def test_balance_favours_what_is_rare(bank):
+    transform = RandDiverseReplaced("image", bank, prob=1, label_policy="balance", class_counts=[90, 0, 30]).set_random_state(0)
+    labels = [transform({"image": real_image(), "label": label})["label"] for label in (0, 1) * 200]
+    assert set(labels) == {0, 2}  # class 1 is not in the data, whatever an item says
+    assert abs(np.mean(np.asarray(labels) == 2) - 0.75) < 0.09
+
+
+@pytest.mark.filterwarnings("ignore:label_policy")
+def test_without_counts_balance_estimates_them(bank):
     transform = RandDiverseReplaced("image", bank, prob=0, label_policy="balance").set_random_state(0)
-    for label in [0] * 90 + [2] * 30:
-        transform({"image": real_image(), "label": label})
+    for label in [0] * 9000 + [2] * 3000:
+        transform.randomize({"label": label})
     transform.prob = 1.0
-    labels = []
-    for _ in range(400):
-        labels.append(transform({"image": real_image(), "label": 0})["label"])
-        transform._seen[0] -= 1  # hold the counts still
+    labels = [transform({"image": real_image(), "label": 0})["label"] for _ in range(400)]
     assert set(labels) == {0, 2}  # class 1 was never seen
     assert abs(np.mean(np.asarray(labels) == 2) - 0.75) < 0.09
     transform.set_random_state(0)
     assert transform({"image": real_image(), "label": 1})["label"] == 1  # counts are forgotten with the state
 
 
+@pytest.mark.parametrize("kind", [RandDiverseReplaced, RandDiverseMixd])
+def test_class_counts_are_checked(bank, kind):
+    with pytest.warns(UserWarning, match=r"each worker and epoch.*class_counts=np\.bincount\(labels\)") as caught:
+        kind("image", bank, label_policy="balance")
+    assert len(caught) == 1
+    wrong: tuple[Any, ...] = ([], [0, 0], [-1, 2], [0.5, 1], "12", 3, [True, False], {0: 3}, [[1, 2]], [[1], [1, 2]], [None, 1], [float("nan")])
+    for counts in wrong:
+        with pytest.raises(RecipeError, match="class_counts: expected how many"):
+            kind("image", bank, label_policy="balance", class_counts=counts)
+    for policy in ("match", "own"):
+        with pytest.raises(RecipeError, match=f"class_counts.*'{policy}'.*'balance' alone"):
+            kind("image", bank, label_policy=policy, class_counts=[1, 2])
+    for counts in ([0, 3], (1,), np.bincount([0, 2, 2, 7]), torch.tensor([4, 5])):
+        kind("image", bank, label_policy="balance", class_counts=counts)
+
+
+UNEVEN = [0] * 78 + [1] * 15 + [2] * 3
+
+
+class Shuffled(MonaiDataset):
+    """Items of uneven classes, through a Compose."""
+
+    def __init__(self, transform: Any) -> None:
+        super().__init__([{"image": torch.tensor(real_image()), "label": label} for label in UNEVEN], Compose([transform]))
+
+
+def drawn_shares(bank: SampleBank, transform: Any, loader: Any, epochs: int) -> np.ndarray[Any, Any]:
+    """Of each class among the samples that were drawn."""
+    batches = loader(Shuffled(transform), num_workers=2, batch_size=24, shuffle=True)
+    indices = [int(source.split(":")[1]) for _ in range(epochs) for source in sources(batches) if source != "real"]
+    return np.bincount(bank.labels[indices], minlength=3) / len(indices)
+
+
+@pytest.mark.parametrize("loader", [MonaiLoader, TorchLoader])
+@pytest.mark.parametrize("kind", [RandDiverseReplaced, RandDiverseMixd])
+def test_balance_in_workers_and_epochs(bank, kind, loader):
+    torch.manual_seed(0)
+    counts = np.bincount(UNEVEN)
+    expected = (1 / counts) / (1 / counts).sum()
+    tolerance = 4 * (expected * (1 - expected) / (6 * len(UNEVEN))) ** 0.5
+    shares = drawn_shares(bank, kind("image", bank, prob=1, label_policy="balance", class_counts=counts), loader, epochs=6)
+    assert (np.abs(shares - expected) < tolerance).all()
+
+
+def test_estimated_counts_are_biased_in_workers(bank):
+    torch.manual_seed(0)
+    with pytest.warns(UserWarning, match="too seldom"):
+        transform = RandDiverseReplaced("image", bank, prob=1, label_policy="balance")
+    assert drawn_shares(bank, transform, TorchLoader, epochs=6)[2] < 0.7  # 0.81 is due
+
+
 def test_class_names_come_from_the_source(tmp_path):
     bank = make_bank(tmp_path / "named", labels=np.full(COUNT, 2), class_names=["normal", "benign", "malignant", "other"])
     made = RandDiverseReplaced("image", bank, prob=1, label_policy="own")({"image": real_image(), "label": 0, "class_name": "normal"})
     assert (made["label"], made["class_name"]) == (2, "malignant")
+
+
+NAMES = ["benign", "malignant", "normal", "other"]
+
+
+@pytest.mark.parametrize("prob", [0.0, 1.0])
+@pytest.mark.parametrize("kind", [RandDiverseReplaced, RandDiverseMixd])
+def test_class_numbers_must_be_the_banks(tmp_path, kind, prob):
+    transform = kind("image", make_bank(tmp_path / "named", class_names=NAMES), prob=prob)
+    for label, name in ((0, "normal"), (2, "malignant"), (7, "normal")):
+        with pytest.raises(DataError, match=f"class {label} is '{name}'.*'{name}' is class {NAMES.index(name)}.*0 benign, 1 malignant, 2 normal"):
+            transform({"image": real_image(), "label": label, "class_name": name})
+    for name in ("normal", "healthy", 2):  # a name that the bank does not know says nothing
+        assert transform({"image": real_image(), "label": torch.tensor([2]), "class_name": name})["class_name"] == name
 
 
 def test_chained_replacements_keep_the_source(bank):
@@ -383,7 +490,7 @@ def sources(batches: Any) -> list[str]:
 def test_random_state_decides(bank):
     made = {}
     for seed in (0, 0, 1):
-        transform = RandDiverseReplaced("image", bank, prob=0.5, label_policy="balance").set_random_state(seed)
+        transform = RandDiverseReplaced("image", bank, prob=0.5, label_policy="balance", class_counts=[8, 8, 8]).set_random_state(seed)
         made.setdefault(seed, []).append([transform(item)["sample_source"] for item in items()])
     assert made[0][0] == made[0][1] != made[1][0]
     twice = RandDiverseReplaced("image", bank, prob=0.5)
@@ -427,7 +534,7 @@ def test_caches_do_not_freeze_it(bank, tmp_path, nested, kind):
 @pytest.mark.parametrize("meta", [False, True])
 @pytest.mark.parametrize("policy", ["match", "own", "balance"])
 def test_mixed_batches_collate(bank, meta, policy):
-    transform = RandDiverseReplaced("image", bank, prob=0.5, label_policy=policy).set_random_state(0)
+    transform = RandDiverseReplaced("image", bank, prob=0.5, label_policy=policy, **counts_for(policy)).set_random_state(0)
     for label in (1, np.array([1]), torch.tensor(1), torch.tensor([0.0, 1.0, 0.0])):
         batch = [transform(item | {"label": label}) for item in items(12, meta)]
         kinds = [entry["sample_source"] == "real" for entry in batch]
@@ -437,7 +544,10 @@ def test_mixed_batches_collate(bank, meta, policy):
             assert made["image"].shape == (12, *SHAPE)
             assert type(made["image"]) is (MetaTensor if meta else torch.Tensor)
             assert len(made["sample_source"]) == len(made["label"]) == 12
-            assert "patient" not in str(getattr(made["image"], "meta", ""))
+            if meta:  # the key is there for all, whichever comes first
+                names = ["patient-7.nii" if source == "real" else source for source in made["sample_source"]]
+                assert made["image"].meta["filename_or_obj"] == names
+                assert "Doe" not in str(made["image"].meta)
 
 
 def test_copies_and_pickles_share_the_bank(bank):
@@ -445,7 +555,7 @@ def test_copies_and_pickles_share_the_bank(bank):
         assert bank.images[0] is not None  # mapped
         assert copy.deepcopy(transform).bank is bank
         data = pickle.dumps(Compose([transform.set_random_state(0)]))
-        assert len(data) < 12_000 + len(str(bank.path))  # mostly the random states
+        assert len(data) < 13_500 + len(str(bank.path))  # mostly the random states
         assert len(pickle.loads(data).transforms[0].bank) == COUNT
 
 
@@ -555,16 +665,47 @@ def test_main_process_draws_are_monais(bank):
             assert made == f"synthetic:{bank.indices_of(item['label'])[int(rng.random_sample() * 20)]}"
 
 
-def test_spawned_workers(bank):
+def test_spawned_workers(tmp_path):
+    bank = make_bank(tmp_path / "bank", labels=np.arange(COUNT) % 2)  # none of class 2
     data = Draws(RandDiverseReplaced("image", bank, prob=0.7).set_random_state(3))
-    drawn = {}
+    drawn, lacking = {}, []
     for context in ("spawn", "fork"):
         torch.manual_seed(5)
         # one worker: importing torch and MONAI anew is what takes its time here
         drawn[context] = sources(TorchLoader(data, num_workers=1, batch_size=24, multiprocessing_context=context))
+        lacking.append(data.transform.ineligible)
+    assert 0 < lacking[0] < 32
+    assert lacking[1] == 2 * lacking[0]
     assert drawn["spawn"] == drawn["fork"]
     assert 0 < drawn["spawn"].count("real") < 96
     assert drawn["spawn"] != [data[i]["sample_source"] for i in range(96)]
+
+
+class Warned(Draws):
+    """Says with each item whether it came with a warning, and is of a class that the bank lacks."""
+
+    def __getitem__(self, index: int) -> Any:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            made = self.transform({"image": torch.tensor(real_image() * 255), "label": 3 * (index % 2)})
+            time.sleep(0.001 * index)  # so that the workers do not look at their first items at the very same time
+        return made | {"warned": len(caught)}
+
+
+@pytest.mark.parametrize("kind", [RandDiverseReplaced, RandDiverseMixd])
+def test_workers_warn_once_and_count_together(bank, kind):
+    transform = kind("image", bank, prob=1)
+    copied = copy.deepcopy(transform)
+    loader = TorchLoader(Warned(transform), num_workers=2, batch_size=4, sampler=[0, 2, 1, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15])
+    epochs = [sum(int(batch["warned"].sum()) for batch in loader) for _ in range(3)]
+    assert epochs == [1, 0, 0]
+    assert transform.ineligible == copied.ineligible == 3 * 8
+    assert transform({"image": torch.tensor(real_image() * 255), "label": 3})["sample_source"] == "real"  # a warning would be an error
+    assert transform.ineligible == 25
+    again = pickle.loads(pickle.dumps(transform))
+    assert again.ineligible == 25
+    again.ineligible = 0
+    assert (again.ineligible, transform.ineligible) == (0, 25)
 
 
 def test_array_transform_in_workers(bank):
@@ -586,3 +727,56 @@ def test_warnings_are_not_raised_by_ordinary_use(bank):
         warnings.simplefilter("error")
         pipeline = Compose([EnsureChannelFirst(channel_dim="no_channel"), RandDiverseReplace(bank, prob=1)])
         assert pipeline(real_image()[0]).shape == SHAPE
+
+
+# --- several processes
+
+
+def draws_of_a_process(path: Path) -> dict[str, Any]:
+    """What every process of a training draws if all run the same script."""
+    bank = SampleBank.open(path)
+    data = [{"image": torch.tensor(real_image()), "label": i % 3} for i in range(24)]
+    replaced = Draws(RandDiverseReplaced("image", bank, prob=0.7).set_random_state(3))
+    appended = DiverseDiffusionDataset(data, bank, mode="append", ratio=1)
+    torch.manual_seed(5)
+    return {
+        "workers": workers_of(TorchLoader(replaced, num_workers=2, batch_size=24)),
+        "dataset": [item["sample_source"] for item in DiverseDiffusionDataset(data, bank, prob=0.7)],
+        "sampler": list(mixing_sampler(appended, share=0.3)),
+        "appended": [appended.source_of(i) for i in range(48)],
+        "later": replaced,
+    }
+
+
+def _process(rank: int, place: str, path: Path, early: Draws, answers: Any) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=2)
+    made = draws_of_a_process(path)
+    torch.manual_seed(5)
+    made["early"] = workers_of(TorchLoader(early, num_workers=2, batch_size=24))
+    early = pickle.loads(pickle.dumps(early))  # as for spawned workers
+    torch.distributed.destroy_process_group()
+    for key, data in (("later", made["later"]), ("pickled", early)):  # there is no group now: what was noted before counts
+        torch.manual_seed(5)
+        made[key] = workers_of(TorchLoader(data, num_workers=2, batch_size=24))
+    answers.put((rank, made))
+
+
+def test_ranks_draw_differently(bank, tmp_path):
+    context = multiprocessing.get_context("fork")
+    answers = context.Queue()
+    early = Draws(RandDiverseReplaced("image", bank, prob=0.7).set_random_state(3))
+    place = str(tmp_path / "meeting")
+    processes = [context.Process(target=_process, args=(rank, place, bank.path, early, answers)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    found = dict(answers.get(timeout=60) for _ in processes)
+    for process in processes:
+        process.join(timeout=60)
+        assert process.exitcode == 0
+    alone = draws_of_a_process(bank.path)
+    alone |= dict.fromkeys(("later", "early", "pickled"), alone["workers"])
+    assert found[0] == alone
+    for key in ("workers", "dataset", "sampler"):
+        assert found[0][key] != found[1][key]
+    assert found[1]["later"] == found[1]["early"] == found[1]["pickled"] == found[1]["workers"]
+    assert found[0]["appended"] == found[1]["appended"]

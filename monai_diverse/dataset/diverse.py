@@ -19,23 +19,25 @@ from monai_diverse.dataset.items import Items, blanked, image_and_label, sequenc
 from monai_diverse.dataset.quotas import cycled, levelled, raised, shared
 from monai_diverse.dataset.weights import mixing_weights
 from monai_diverse.errors import RecipeError
+from monai_diverse.transforms.blank import blank_meta
 from monai_diverse.transforms.curriculum import Curriculum, EpochProbability, set_epoch
-from monai_diverse.transforms.insertion import CLASS_NAME_KEY, Insertion, SampleTransform, source_of
+from monai_diverse.transforms.insertion import CLASS_NAME_KEY, Insertion, Inserts, SampleTransform, source_of
 from monai_diverse.transforms.labels import read_label, write_label
-from monai_diverse.transforms.seeding import WorkerSeeded
+from monai_diverse.transforms.seeding import WorkerSeeded, process_rank, ranked
 
 Mode = Literal["replace", "append"]
 SOURCE_KEY = "sample_source"
 
 
-class DiverseDiffusionDataset(EpochProbability, WorkerSeeded, Dataset[Any]):
+class DiverseDiffusionDataset(Inserts, EpochProbability, WorkerSeeded, Dataset[Any]):
     """A dataset with bank samples among its items.
 
     Items are dicts, or tuples or lists that begin (image, label, ...). Images are channel-first (c, *spatial), of the samples' shape, arrays or
     tensors; labels are whole numbers in any type, or one-hot. All items, real or not, have the same keys, types, dtypes and shapes, so that
     they collate; dicts gain "sample_source": "real" or "synthetic:INDEX" with the sample's index in the bank, and a "class_name" follows
-    the label. In "replace" mode, whatever else a replaced item holds stays; in "append" mode, other entries of a synthetic item are blank:
-    zeros and empty strings of the types that the first real item has.
+    the label; class numbers must be the bank's own, see `RandDiverseReplaced`. In "replace" mode, whatever else a replaced item holds stays, except
+    meta data of the image; in "append" mode, other entries of a synthetic item are blank: zeros and empty strings of the types that the first
+    real item has.
 
     Samples are as the bank's model learned them, rows first for a model of `monai-diverse train`; see `RandDiverseReplaced` on pictures that
     MONAI's `LoadImage` reads.
@@ -43,7 +45,10 @@ class DiverseDiffusionDataset(EpochProbability, WorkerSeeded, Dataset[Any]):
     In "replace" mode items are drawn anew at every access: differently in every epoch and DataLoader worker, reproducibly with `seed`, or
     `set_determinism` and MONAI's DataLoader, which sets the state anew; see `transforms.seeding.WorkerSeeded`. In "append" mode the samples are drawn
     once, from `seed`, and every sample of a class is used before one is used twice. `set_random_state` seeds `data` and `transform` along,
-    since MONAI's search for random objects ends at this dataset.
+    since MONAI's search for random objects ends at this dataset. In distributed training make it after the process group: the rank counts in what
+    is drawn anew; appended samples are the same in all processes.
+
+    It goes round a dataset that caches, never inside one: `CacheDataset(DiverseDiffusionDataset(...), ...)` would keep what was drawn first.
 
     Args:
         data: real items.
@@ -63,8 +68,7 @@ class DiverseDiffusionDataset(EpochProbability, WorkerSeeded, Dataset[Any]):
         seed: of the random state, from 0.
 
     Attributes:
-        ineligible: how many replacements or appended samples were due, but the bank has none of such a class. Every worker's copy counts
-            for itself.
+        ineligible: how many replacements or appended samples were due, but the bank has none of such a class. Counted over all workers.
 
     Raises:
         RecipeError: a setting outside its range.
@@ -95,19 +99,13 @@ class DiverseDiffusionDataset(EpochProbability, WorkerSeeded, Dataset[Any]):
         self.mode, self.prob, self.ratio = mode, prob, ratio
         self.image_key, self.label_key = image_key, label_key
         self.transform = transform
-        self.ineligible = 0
         # not the overridden set_random_state: how `data` and `transform` were seeded before is their owner's choice
-        self._reseed(check_seed(seed))
+        self._reseed(seed_of_rank(check_seed(seed)))
         self._names: dict[int, str] = {}
         self._labels: IntArray | None = None
         self._counts = self._class_counts() if self._needs_counts() else None
         self._appended = self._draw_appended(seed) if mode == "append" else np.empty(0, np.int64)
         self._template = self._blank_item() if len(self._appended) else None
-
-    @property
-    def bank(self) -> SampleBank:
-        """Where samples come from."""
-        return self.insertion.bank
 
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> DiverseDiffusionDataset:
         """Seeds this dataset, its `data` and its `transform`; arguments as MONAI's. Samples that were appended stay."""
@@ -170,7 +168,9 @@ class DiverseDiffusionDataset(EpochProbability, WorkerSeeded, Dataset[Any]):
     def __getitem__(self, index: int) -> Any:
         place = self._place(index)
         if place >= len(self.data):
-            item = self._with_sample(self._template, int(self._appended[place - len(self.data)]))
+            self.random_state()  # so that a random sample_transform is seeded in each worker
+            blank = blanked(self._template, self.image_key, self.label_key)  # items must not share memory
+            item = self._with_sample(blank, int(self._appended[place - len(self.data)]))
         else:
             item = self._real_or_replaced(place)
         return item if self.transform is None else self.transform(item)
@@ -194,20 +194,23 @@ class DiverseDiffusionDataset(EpochProbability, WorkerSeeded, Dataset[Any]):
         rng = self.random_state()
         if rng.random_sample() >= self.prob:
             return None
-        index = draw(self.bank, data, self.label_policy, rng, counts=self._counts)
-        self.ineligible += index is None
-        return index
+        return self._counted(draw(self.bank, data, self.label_policy, rng, counts=self._counts))
 
     def _real_or_replaced(self, place: int) -> Any:
         item = self.data[place]
         image, label = image_and_label(item, self.image_key, self.label_key)
         self.insertion.check(image, self.image_key)
+        self._check_class(item)
         index = self.randomize(read_label(label)) if self.mode == "replace" else None
         return self._rebuilt(item, image, label, None) if index is None else self._with_sample(item, index)
 
+    def _check_class(self, item: Any) -> None:
+        if isinstance(item, Mapping) and CLASS_NAME_KEY in item:
+            self.insertion.check_class(item, read_label(item[self.label_key]))
+
     def _with_sample(self, item: Any, index: int) -> Any:
         image, label = image_and_label(item, self.image_key, self.label_key)
-        sample = self.insertion.put(self.insertion.sample(index), image, self.image_key)
+        sample = self.insertion.put(self.insertion.sample(index), image, self.image_key, source_of(index))
         return self._rebuilt(item, sample, write_label(label, int(self.bank.labels[index])), index)
 
     def _rebuilt(self, item: Any, image: Any, label: Any, index: int | None) -> Any:
@@ -216,6 +219,8 @@ class DiverseDiffusionDataset(EpochProbability, WorkerSeeded, Dataset[Any]):
         d = dict(item) | {self.image_key: image, self.label_key: label}
         if index is not None or not isinstance(d.get(SOURCE_KEY), str):
             d[SOURCE_KEY] = source_of(index)
+        if index is not None:
+            blank_meta(d, self.image_key)
         changed = index is not None and read_label(label) != read_label(item[self.label_key])
         if changed and isinstance(d.get(CLASS_NAME_KEY), str):
             d[CLASS_NAME_KEY] = self._names.get(read_label(label)) or self.insertion.class_name(read_label(label))
@@ -230,6 +235,7 @@ class DiverseDiffusionDataset(EpochProbability, WorkerSeeded, Dataset[Any]):
             for place in range(len(self.data)):
                 item = self.data[place]
                 labels[place] = read_label(image_and_label(item, self.image_key, self.label_key)[1])
+                self._check_class(item)
                 if isinstance(item, Mapping) and isinstance(item.get(CLASS_NAME_KEY), str):
                     self._names[int(labels[place])] = item[CLASS_NAME_KEY]
             self._labels = check_labels(labels, len(labels))
@@ -264,6 +270,7 @@ class DiverseDiffusionDataset(EpochProbability, WorkerSeeded, Dataset[Any]):
         """The first real item with everything blank but image and label, whose form samples take and whose content they replace."""
         item = self.data[0]
         self.insertion.check(image_and_label(item, self.image_key, self.label_key)[0], self.image_key)
+        self._check_class(item)
         return blanked(item, self.image_key, self.label_key)
 
 
@@ -272,6 +279,12 @@ def check_seed(seed: object) -> int:
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
         raise RecipeError(f"seed: expected a whole number from 0, got {seed!r}")
     return int(seed)
+
+
+def seed_of_rank(seed: int) -> int:
+    """The seed itself in the first process, others in the others."""
+    rank = process_rank()
+    return ranked(seed, rank=rank) if rank else seed
 
 
 def _check_settings(mode: str, ratio: float | None, label_policy: str, transform: object) -> None:

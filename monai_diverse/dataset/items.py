@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-import numpy as np
-import torch
-from monai.data import MetaTensor
-
 from monai_diverse.errors import DataError
+from monai_diverse.transforms.blank import blank
 from monai_diverse.transforms.insertion import CLASS_NAME_KEY
 
 
@@ -41,30 +38,11 @@ def sequence_like(item: Any, values: list[Any]) -> Any:
 
 
 def blanked(item: Any, image_key: str, label_key: str) -> Any:
-    """An item with everything blank but image, label and class name.
+    """An item with everything blank, in memory of its own, but image, label and class name.
 
     Raises:
         DataError: something in it has no blank form.
     """
     if isinstance(item, Mapping):
-        return {key: value if key in (image_key, label_key, CLASS_NAME_KEY) else _blank(value, str(key)) for key, value in item.items()}
-    return sequence_like(item, [*item[:2], *(_blank(value, str(place)) for place, value in enumerate(item[2:], 2))])
-
-
-def _blank(value: Any, what: str) -> Any:
-    """Zeros, empty strings and the like, of the same type and shape."""
-    if isinstance(value, MetaTensor):
-        return MetaTensor(torch.zeros_like(value.as_tensor()))
-    if isinstance(value, torch.Tensor):
-        return torch.zeros_like(value)
-    if isinstance(value, np.ndarray):
-        return np.zeros_like(value)
-    if isinstance(value, str | bytes | bool | int | float | np.generic):
-        return type(value)()
-    if isinstance(value, Mapping):
-        return {key: _blank(part, f"{what}.{key}") for key, part in value.items()}
-    if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
-        return type(value)(_blank(part, f"{what}.{place}") for place, part in enumerate(value))
-    raise DataError(
-        f"data: expected numbers, strings, arrays or tensors beside image and label, got {type(value).__name__} in {what!r}; drop it from the items"
-    )
+        return {key: value if key in (image_key, label_key, CLASS_NAME_KEY) else blank(value, str(key)) for key, value in item.items()}
+    return sequence_like(item, [*item[:2], *(blank(value, str(place)) for place, value in enumerate(item[2:], 2))])

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from monai_diverse.bank import LabelPolicy, SampleBank, check_policy, draw
+from monai_diverse.bank import LabelPolicy, SampleBank, check_policy, draw, open_bank
 from monai_diverse.errors import DataError, RecipeError
 from monai_diverse.transforms.albumentations_base import A, FromBank, SampleStage
+from monai_diverse.transforms.counts import ClassCounts
 from monai_diverse.transforms.insertion import CLASS_NAME_KEY, REAL, source_of
 from monai_diverse.transforms.labels import write_label
 
@@ -29,13 +30,18 @@ class BankTransform(FromBank):
     every output: "real" or "synthetic:INDEX" with the sample's index in the bank. Where the label changes, a "class_name" in the call
     changes with it. In an `A.OneOf` or a `Compose` with p < 1 the key is missing wherever they pass it by: put it straight into the outer `Compose`.
 
+    Class numbers must be the bank's own. Only a "class_name" can show that they are not: a call is refused if the bank knows that name under
+    another number.
+
     Masks, boxes and keypoints describe the real image, so a call that has any is refused, whatever would have been drawn.
 
     Random numbers come from albumentations' own generators, reproducibly with `A.Compose(seed=...)`. Two things that albumentations 2.0.8 does
-    are guarded against here; other transforms still do both. All transforms of a seeded `Compose` draw the same numbers: this one draws its own.
+    are guarded against here; other transforms still do both. All transforms of a seeded `Compose` draw the same numbers: this one draws its own,
+    others for each bank, policy, `source_key` and `p`.
     DataLoader workers are copies that repeat one another, and start over in every epoch, seeded or not: in a worker where neither
     `set_random_seed` nor `set_random_state` was called, this one derives new streams, once a worker, from those that it came with and from the
-    worker's seed, which torch draws for each worker and epoch. With `persistent_workers` the streams just run on.
+    worker's seed, which torch draws for each worker and epoch, and, in distributed training, from the process's rank. With
+    `persistent_workers` the streams just run on.
 
     `A.to_dict`, `A.save` and pickles hold the bank's path. `A.load` knows the class once `monai_diverse.BankTransform` was imported.
     `A.ReplayCompose` replays the same sample, and writes its label, whatever the new data's is.
@@ -44,22 +50,25 @@ class BankTransform(FromBank):
         bank: a `SampleBank` or its path.
         label_key: of the class label in the call: a whole number in any type, or one-hot.
         label_policy: "match": a sample of the item's class. "own": any sample, the item takes its label. "balance": a sample of a class drawn
-            with probability inverse to the class's count among the items seen so far (since the random state was set); the item takes its
-            label. Classes not seen are not drawn.
+            with probability inverse to the class's count in your data; the item takes its label. Classes that your data lack are not drawn.
+        class_counts: items of each class 0.. in your data, `np.bincount(labels)`; for "balance" alone. Without them it counts the items seen so
+            far, since the random state was set, so anew in each worker and epoch: rare classes then come too seldom, of which it warns.
         sample_transform: applied to the sample before it replaces the image: what your images have been through by then. A transform or `Compose`
             of albumentations, or a function from array to array. It gets the sample in dtype, range and layout of your image.
         source_key: where to write the item's origin.
         p: probability of replacing.
 
     Attributes:
-        ineligible: how often a replacement was due, but the bank has no sample of such a class; the real item stayed. Every worker's copy
-            counts for itself.
+        ineligible: how often a replacement was due, but the bank has no sample of such a class; the real item stayed. Counted over all
+            workers.
 
     Raises:
-        RecipeError: `p` outside [0, 1], an unknown policy, a `sample_transform` that cannot be called.
+        RecipeError: `p` outside [0, 1], an unknown policy, `class_counts` that are not as described or with another policy, a `sample_transform`
+            that cannot be called.
         BankError: no bank there.
         DataError: (when called) no image or label, an image of another shape than the sample or of a dtype that albumentations does not
-            take, masks, boxes or keypoints, or a label of none of the forms above.
+            take, masks, boxes or keypoints, a label of none of the forms above, or one whose number and "class_name" are not one class of the
+            bank.
     """
 
     label_key: str
@@ -70,13 +79,17 @@ class BankTransform(FromBank):
         *,
         label_key: str = "label",
         label_policy: LabelPolicy = "match",
+        class_counts: Sequence[int] | None = None,
         sample_transform: SampleStage | A.BasicTransform | A.BaseCompose | Mapping[str, Any] | None = None,
         source_key: str = "sample_source",
         p: float = 0.1,
     ) -> None:
         self.label_policy = check_policy(label_policy)
         self.source_key = source_key
-        super().__init__(bank, label_key, sample_transform, p)
+        opened = open_bank(bank)
+        self._counts = ClassCounts(class_counts, self.label_policy, opened.header.classes)
+        self.class_counts = self._counts.given
+        super().__init__(opened, label_key, sample_transform, p)
         self._available_keys.update([label_key, source_key, CLASS_NAME_KEY])
 
     @property
@@ -90,8 +103,8 @@ class BankTransform(FromBank):
         if not args:  # positional arguments are albumentations' to refuse
             self._check(data)
             label = self._label(data)
-            if 0 <= label < len(self._seen):
-                self._seen[label] += 1
+            self.insertion.check_class(data, label)
+            self._counts.see(label)
         made = super().__call__(*args, force_apply=force_apply, **data)
         if not isinstance(made.get(self.source_key), str):
             made[self.source_key] = REAL  # else what an earlier replacement wrote holds still
@@ -99,13 +112,12 @@ class BankTransform(FromBank):
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         """Draws the sample: {"index": its index, or None if nothing is eligible}."""
-        index = draw(self.bank, self._label(data), self.label_policy, self._rng(), counts=self._seen)
-        self.ineligible += index is None
-        return {"index": index}
+        index = draw(self.bank, self._label(data), self.label_policy, self._rng(), counts=self._counts.values)
+        return {"index": self._counted(index)}
 
     def apply(self, img: npt.NDArray[Any], index: int, **params: Any) -> npt.NDArray[Any]:
         """Sample `index` in the form of `img`."""
-        made: npt.NDArray[Any] = self.insertion.put(self.insertion.sample_like(index, img), img, self.image_key)
+        made: npt.NDArray[Any] = self.insertion.put(self.insertion.sample_like(index, img), img, self.image_key, source_of(index))
         return made
 
     def apply_with_params(self, params: dict[str, Any], *args: Any, **data: Any) -> dict[str, Any]:
@@ -121,6 +133,13 @@ class BankTransform(FromBank):
             if isinstance(made.get(CLASS_NAME_KEY), str):
                 made[CLASS_NAME_KEY] = self.insertion.class_name(label)
         return made
+
+    def _stream(self) -> tuple[str, ...]:
+        return (*super()._stream(), self.label_policy, self.source_key, repr(float(self.p)))
+
+    def _begin(self) -> None:
+        super()._begin()
+        self._counts.forget()
 
     def _check(self, data: Mapping[str, Any]) -> None:
         present = {key: self._key2func[key] for key, value in data.items() if key in self._key2func and value is not None}
@@ -162,7 +181,7 @@ class BankReference(FromBank):
         p: must be 1, since what reads `metadata_key` looks for it in every call; set probabilities there.
 
     Attributes:
-        ineligible: how often the bank had no sample of the item's class. Every worker's copy counts for itself.
+        ineligible: how often the bank had no sample of the item's class, over all workers.
 
     Raises:
         RecipeError: `count` or `p` outside its range, a bank of volumes, a `sample_transform` that cannot be called.
@@ -216,7 +235,8 @@ class BankReference(FromBank):
         """The data with the drawn samples under `metadata_key`."""
         image = data["image"]
         samples = [self._reference(index, image) for index in params["indices"]]
-        self.ineligible += not samples
+        if not samples:
+            self._counted(None)
         return data | {self.metadata_key: samples or [image]}
 
     def _reference(self, index: int, image: Any) -> npt.NDArray[Any]:

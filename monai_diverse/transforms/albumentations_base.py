@@ -16,8 +16,9 @@ from torch.utils.data import get_worker_info
 from monai_diverse.bank import SampleBank, open_bank
 from monai_diverse.errors import DataError, MissingExtraError
 from monai_diverse.transforms.curriculum import check_probability
-from monai_diverse.transforms.insertion import Insertion
+from monai_diverse.transforms.insertion import Insertion, Inserts
 from monai_diverse.transforms.labels import read_label
+from monai_diverse.transforms.seeding import process_rank
 
 try:
     import albumentations as A
@@ -67,8 +68,10 @@ class ChannelsLast(Insertion):
         return self.transformed(np.ascontiguousarray(image, dtype=real.dtype))
 
 
-class FromBank(A.ImageOnlyTransform):  # type: ignore[misc]  # albumentations has no type information
+class FromBank(Inserts, A.ImageOnlyTransform):  # type: ignore[misc]  # albumentations has no type information
     """What draws from a bank, by random streams that repeat neither those of its neighbours nor those of another worker."""
+
+    insertion: ChannelsLast
 
     def __init__(
         self,
@@ -79,19 +82,19 @@ class FromBank(A.ImageOnlyTransform):  # type: ignore[misc]  # albumentations ha
     ) -> None:
         if isinstance(sample_transform, Mapping):
             sample_transform = A.from_dict(sample_transform)
-        self.bank = open_bank(bank)
-        self.image_key = "image" if len(self.bank.header.shape) == 3 else "volume"
+        opened = open_bank(bank)
+        self.image_key = "image" if len(opened.header.shape) == 3 else "volume"
         self.label_key = label_key
         self.sample_transform = sample_transform
-        self.ineligible = 0
+        self._rank = process_rank()
         stage: Any = sample_transform
         if isinstance(sample_transform, A.BasicTransform | A.BaseCompose):
             stage = partial(_run, sample_transform, self.image_key)
-        self.insertion = ChannelsLast(self.bank, stage)
+        self.insertion = ChannelsLast(opened, stage)
         super().__init__(p=check_probability(p, "p"))
 
     def set_random_seed(self, seed: int | None) -> None:
-        """Seeds this transform and a random `sample_transform`, and forgets the class counts of "balance"."""
+        """Seeds this transform and a random `sample_transform`, and forgets class counts of items seen."""
         super().set_random_seed(seed)
         if seed is not None:
             # a Compose seeds all its transforms alike: drawn by the same numbers, a replacement would be known by the flip that follows
@@ -99,7 +102,7 @@ class FromBank(A.ImageOnlyTransform):  # type: ignore[misc]  # albumentations ha
         self._begin()
 
     def set_random_state(self, random_generator: np.random.Generator, py_random: random.Random) -> None:
-        """Takes over random generators, for a random `sample_transform` too, and forgets the class counts of "balance"."""
+        """Takes over random generators, for a random `sample_transform` too, and forgets class counts of items seen."""
         super().set_random_state(random_generator, py_random)
         self._begin()
 
@@ -107,7 +110,9 @@ class FromBank(A.ImageOnlyTransform):  # type: ignore[misc]  # albumentations ha
         """The data as albumentations passes it on."""
         worker = _worker_seed()
         if worker is not None and worker != self._seeded_in:
-            self._set_streams([worker, int(self.random_generator.integers(2**63)), self.py_random.getrandbits(64)])
+            rank = self._rank or process_rank()
+            inherited = [int(self.random_generator.integers(2**63)), self.py_random.getrandbits(64)]
+            self._set_streams([worker, *inherited, *([rank] if rank else [])])
             self._begin()
         made: dict[str, Any] = super().__call__(*args, force_apply=force_apply, **data)
         return made
@@ -132,7 +137,7 @@ class FromBank(A.ImageOnlyTransform):  # type: ignore[misc]  # albumentations ha
 
     def _stream(self) -> tuple[str, ...]:
         """What tells this transform's stream of random numbers from others of the same seed."""
-        return (type(self).__name__,)
+        return type(self).__name__, self.bank.fingerprint
 
     def _set_streams(self, entropy: list[int]) -> None:
         generator, python = np.random.SeedSequence(entropy).spawn(2)
@@ -141,7 +146,6 @@ class FromBank(A.ImageOnlyTransform):  # type: ignore[misc]  # albumentations ha
 
     def _begin(self) -> None:
         self._seeded_in = _worker_seed()
-        self._seen = np.zeros(self.bank.header.classes, dtype=np.int64)
         if isinstance(self.sample_transform, A.BasicTransform | A.BaseCompose):
             self.sample_transform.set_random_state(self.random_generator, self.py_random)
         self.insertion.seed(self._rng())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any
 
 import numpy as np
@@ -12,18 +13,19 @@ from monai.utils import TransformBackends
 from monai_diverse.bank import SampleBank, draw, open_bank
 from monai_diverse.errors import RecipeError
 from monai_diverse.transforms.curriculum import Curriculum, EpochProbability
-from monai_diverse.transforms.insertion import Insertion, SampleTransform
+from monai_diverse.transforms.insertion import Insertion, Inserts, SampleTransform, source_of
 from monai_diverse.transforms.seeding import WorkerSeeded
 
 
-class RandDiverseReplace(EpochProbability, WorkerSeeded, RandomizableTransform):  # type: ignore[misc]  # MONAI has no type information
+class RandDiverseReplace(Inserts, EpochProbability, WorkerSeeded, RandomizableTransform):  # type: ignore[misc]  # MONAI has no type information
     """Replaces an image by a random sample of a bank, with a given probability.
 
     An array transform sees no label: give it the one that all its images have, or use `RandDiverseReplaced` or
     `monai_diverse.dataset.DiverseDiffusionDataset`, which keep image and label together.
 
     The result has the image's own type, dtype, shape and device, replaced or not. A MetaTensor is replaced by a new one, without the patient's meta
-    data (identity affine, no applied operations). It draws differently in every DataLoader worker and epoch, see `transforms.seeding.WorkerSeeded`.
+    data (identity affine, no applied operations; a file name, if there was one, becomes "synthetic:INDEX"). It draws differently in every DataLoader
+    worker and epoch, see `transforms.seeding.WorkerSeeded`.
 
     Args:
         bank: a `SampleBank` or its path.
@@ -33,8 +35,8 @@ class RandDiverseReplace(EpochProbability, WorkerSeeded, RandomizableTransform):
             have been through by then (resize, scaling). It is seeded along if it is `Randomizable`.
 
     Attributes:
-        ineligible: how often a replacement was due, but the bank has no sample of this class; the real image stayed. Every worker's copy
-            counts for itself.
+        ineligible: how often a replacement was due, but the bank has no sample of this class; the real image stayed. Counted over all
+            workers.
 
     Raises:
         RecipeError: `prob` outside [0, 1], a `label` that the bank does not know.
@@ -59,13 +61,9 @@ class RandDiverseReplace(EpochProbability, WorkerSeeded, RandomizableTransform):
         if label is not None and not (isinstance(label, int | np.integer) and 0 <= label < self.bank.header.classes):
             raise RecipeError(f"label: expected a class of the bank, 0..{self.bank.header.classes - 1}, or None, got {label!r}")
         self.label = None if label is None else int(label)
-        self.ineligible = 0
+        if self.label is not None and len(self.bank) and not len(self.bank.indices_of(self.label)):
+            warnings.warn(f"label: the bank has no samples of class {self.label}, so that all images stay real; grow it first", stacklevel=2)
         self._index: int | None = None
-
-    @property
-    def bank(self) -> SampleBank:
-        """Where samples come from."""
-        return self.insertion.bank
 
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> RandDiverseReplace:
         """Seeds this transform and a random `sample_transform`; arguments as MONAI's."""
@@ -79,8 +77,7 @@ class RandDiverseReplace(EpochProbability, WorkerSeeded, RandomizableTransform):
         super().randomize(None)
         self._index = None
         if self._do_transform:
-            self._index = draw(self.bank, self.label or 0, "own" if self.label is None else "match", rng)
-            self.ineligible += self._index is None
+            self._index = self._counted(draw(self.bank, self.label or 0, "own" if self.label is None else "match", rng))
 
     def __call__(self, img: Any, randomize: bool = True) -> Any:
         """The image, or a sample in its form.
@@ -93,4 +90,4 @@ class RandDiverseReplace(EpochProbability, WorkerSeeded, RandomizableTransform):
             self.randomize()
         index = self._index  # once: threads may share this object
         self.insertion.check(img, "image")
-        return img if index is None else self.insertion.put(self.insertion.sample(index), img, "image")
+        return img if index is None else self.insertion.put(self.insertion.sample(index), img, "image", source_of(index))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ from monai.utils import MAX_SEED
 
 from monai_diverse.bank import SampleBank
 from monai_diverse.errors import DataError, RecipeError
+from monai_diverse.transforms.blank import meta_of
+from monai_diverse.transforms.shared import Tally
 
 SampleTransform = Callable[[npt.NDArray[np.float32]], Any]
 
@@ -54,8 +56,11 @@ class Insertion:
     def __init__(self, bank: SampleBank, sample_transform: SampleTransform | None) -> None:
         if sample_transform is not None and not callable(sample_transform):
             raise RecipeError(f"sample_transform: expected a callable, got {type(sample_transform).__name__}")
+        if not len(bank):
+            warnings.warn(f"bank: {bank.path} holds no samples, so that all items stay real; grow it first", stacklevel=3)
         self.bank = bank
         self.sample_transform = sample_transform
+        self.tally = Tally()
         self._range_seen = False
 
     def seed(self, rng: np.random.RandomState) -> None:
@@ -65,8 +70,16 @@ class Insertion:
 
     def class_name(self, label: int) -> str:
         """What "class_name" of an item with this label says: the name that the bank's source gave it, or "class LABEL"."""
-        names = self.bank.header.source.get("class_names")
-        return str(names[label]) if isinstance(names, list) and label < len(names) else f"class {label}"
+        return self.bank.header.class_name(label)
+
+    def check_class(self, item: Mapping[Any, Any], label: int) -> None:
+        """Raises DataError where the item's "class_name" is one of the bank's, but of another class than `label`."""
+        name, names = item.get(CLASS_NAME_KEY), self.bank.header.source.get("class_names")
+        if isinstance(name, str) and isinstance(names, list) and name in names and names[label : label + 1] != [name]:
+            raise DataError(
+                f"{CLASS_NAME_KEY}: the item says class {label} is {name!r}, the bank says it is {self.class_name(label)!r}, and {name!r} is class"
+                f" {names.index(name)}; number your classes as the bank does: {', '.join(f'{i} {each}' for i, each in enumerate(names))}"
+            )
 
     def check(self, real: Any, what: str) -> None:
         """Raises DataError unless `real` is an image, and, where no `sample_transform` could change that, one of the bank's shape."""
@@ -89,8 +102,14 @@ class Insertion:
         # a transform may return memory that it keeps
         return np.array(made.detach().cpu().float().numpy() if isinstance(made, torch.Tensor) else made)
 
-    def put(self, sample: npt.NDArray[Any], real: Any, what: str) -> Any:
+    def put(self, sample: npt.NDArray[Any], real: Any, what: str, source: str) -> Any:
         """A sample in the form of `real`: NumPy array, tensor, or a MetaTensor with meta data of its own; in the sample's memory where it fits.
+
+        Args:
+            sample: from `sample`.
+            real: what it replaces.
+            what: how errors call that.
+            source: of the item from now on; the new MetaTensor's file name, if the real one has any.
 
         Raises:
             DataError: another shape than the real image's.
@@ -101,10 +120,10 @@ class Insertion:
             return _cast(sample, real.dtype)
         tensor = torch.from_numpy(_cast(sample, sample.dtype) if real.is_floating_point() else np.rint(sample))
         tensor = tensor.to(dtype=real.dtype, device=real.device)
-        return MetaTensor(tensor) if isinstance(real, MetaTensor) else tensor
+        return MetaTensor(tensor, meta=meta_of(real, source)) if isinstance(real, MetaTensor) else tensor
 
-    def blend(self, sample: npt.NDArray[Any], real: Any, weight: float, what: str) -> Any:
-        """(1 - weight) * real + weight * sample, in the form of `real`; integers are rounded.
+    def blend(self, sample: npt.NDArray[Any], real: Any, weight: float, what: str, source: str) -> Any:
+        """(1 - weight) * real + weight * sample, in the form of `real`; integers are rounded; arguments as of `put`.
 
         Raises:
             DataError: another shape than the real image's, or an image of neither floating-point nor whole numbers.
@@ -115,7 +134,7 @@ class Insertion:
         if plain.dtype.kind not in "iuf":
             raise DataError(f"{what}: expected an image of floating-point or whole numbers to blend, got {real.dtype}; convert it first")
         dtype = np.result_type(plain.dtype, np.float32)
-        return self.put((1 - weight) * plain.astype(dtype) + weight * sample.astype(dtype), real, what)
+        return self.put((1 - weight) * plain.astype(dtype) + weight * sample.astype(dtype), real, what, source)
 
     def _check_shape(self, real: tuple[int, ...], sample: tuple[int, ...], what: str) -> None:
         if real != sample:
@@ -137,12 +156,38 @@ class Insertion:
         else:
             bottom, top, tolerance = float(sample.min()), float(sample.max()), _TOLERANCE  # of one sample only: less sure
         slack = tolerance * (top - bottom)
-        if low < bottom - slack or high > top + slack or high - low < _DIM * (top - bottom):
+        if (low < bottom - slack or high > top + slack or high - low < _DIM * (top - bottom)) and self.tally.first():
             warnings.warn(
                 f"{what}: real intensities are in [{low:.4g}, {high:.4g}], the sample's in [{bottom:.4g}, {top:.4g}]: a classifier could tell them"
                 " apart by that alone; pass a sample_transform that scales samples as your images were, or place this transform earlier",
                 stacklevel=2,
             )
+
+
+class Inserts:
+    """What puts samples of a bank in the place of real images."""
+
+    insertion: Insertion
+
+    @property
+    def bank(self) -> SampleBank:
+        """Where samples come from."""
+        return self.insertion.bank
+
+    @property
+    def ineligible(self) -> int:
+        """How often something was due of a class of which the bank has none, over all workers and epochs; may be set, between epochs."""
+        return self.insertion.tally.count
+
+    @ineligible.setter
+    def ineligible(self, count: int) -> None:
+        self.insertion.tally.count = count
+
+    def _counted(self, index: int | None) -> int | None:
+        """What was drawn, itself."""
+        if index is None:
+            self.insertion.tally.add()
+        return index
 
 
 def _plain(image: Any) -> npt.NDArray[Any]:

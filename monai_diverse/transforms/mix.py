@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,11 +26,13 @@ class RandDiverseMixd(RandSampled):
     Mixed or not, the label becomes soft: float32 (num_classes,), the share of each class, for a loss that takes probabilities, such as
     torch's `CrossEntropyLoss`. A tensor gives a tensor on its device, any other label a NumPy array; a MetaTensor's meta data are left out.
     Images keep type, dtype, shape and device; whole numbers are rounded. A mixed MetaTensor is a new one, without the patient's meta data
-    (identity affine, no applied operations), though the patient's anatomy still shows in it. `source_key` is added to every item: "real" or
-    "mixed:INDEX:WEIGHT" with the sample's index in the bank and its share w. A "class_name" in the item names the class of the sample where
-    w is above a half, else it stays. Other keys are the caller's: they still describe the real item.
+    (identity affine, no applied operations; a file name, if there was one, becomes the source), though the patient's anatomy still shows in it,
+    and a "KEY_meta_dict" beside it keeps keys and types alone. `source_key` is added to every item: "real" or "mixed:INDEX:WEIGHT" with the
+    sample's index in the bank and its share w. A "class_name" in the item names the class of the sample where w is above a half, else it
+    stays. Other keys are the caller's: they still describe the real item. Class numbers must be the bank's own, see `RandDiverseReplaced`.
 
-    Put it where `RandDiverseReplaced` would be, and after that one if you use both: soft labels can be neither matched nor mixed once more.
+    Put it where `RandDiverseReplaced` would be, and after that one if you use both: soft labels can be neither matched nor mixed once more. An
+    item that was replaced and is then mixed stays "synthetic:INDEX", with the index of the first sample: no real image is in it.
     It draws differently in every DataLoader worker and epoch, see `transforms.seeding.WorkerSeeded`.
 
     Args:
@@ -40,7 +42,8 @@ class RandDiverseMixd(RandSampled):
         num_classes: length of the soft labels, at least the bank's classes, which are the default.
         label_key: of the class label: a whole number in any type, or one-hot.
         label_policy: which samples an item may be blended with. "match": of its own class; the soft label stays one-hot. "own": any. "balance":
-            of a class drawn with probability inverse to its count among the items seen so far (since the random state was set).
+            of a class drawn with probability inverse to its count in your data.
+        class_counts: items of each class 0.. in your data, for "balance" alone; as with `RandDiverseReplaced`.
         prob: probability of blending, or a function of the epoch that gives it, such as `LinearRamp`; see `set_epoch`.
         sample_transform: applied to the sample, a float32 array (c, *spatial) in [0, 1], before it is blended: what your images have been
             through by then (resize, scaling). It is seeded along if it is `Randomizable`.
@@ -48,15 +51,15 @@ class RandDiverseMixd(RandSampled):
         allow_missing_keys: leave what lacks an image or a label unmixed, instead of raising. A label is made soft even without an image.
 
     Attributes:
-        ineligible: how often a blend was due, but the bank has no sample of such a class; the real image stayed. Every worker's copy counts for
-            itself.
+        ineligible: how often a blend was due, but the bank has no sample of such a class; the real image stayed. Counted over all workers.
 
     Raises:
-        RecipeError: `alpha`, `num_classes` or `prob` outside its range, an unknown policy.
+        RecipeError: `alpha`, `num_classes` or `prob` outside its range, an unknown policy, `class_counts` that do not fit.
         BankError: no bank there.
         KeyError: (when called) a missing key.
         DataError: (when called) the sample has another shape than the image, the image is of neither floating-point nor whole numbers, the
-            label is none of the forms above, or one that `num_classes` has no room for.
+            label is none of the forms above, or one that `num_classes` has no room for, or its number and the item's "class_name" are not one
+            class of the bank.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class RandDiverseMixd(RandSampled):
         num_classes: int | None = None,
         label_key: str = "label",
         label_policy: LabelPolicy = "match",
+        class_counts: Sequence[int] | None = None,
         prob: float | Curriculum = 0.1,
         sample_transform: SampleTransform | None = None,
         source_key: str = "sample_source",
@@ -78,6 +82,7 @@ class RandDiverseMixd(RandSampled):
             bank,
             label_key=label_key,
             label_policy=label_policy,
+            class_counts=class_counts,
             prob=prob,
             sample_transform=sample_transform,
             source_key=source_key,
@@ -105,9 +110,11 @@ class RandDiverseMixd(RandSampled):
     def _apply(self, d: dict[Hashable, Any], present: list[Hashable], index: int) -> None:
         weight = self._weight  # once: threads may share this object
         sample = self.insertion.sample(index)
+        earlier = d.get(self.source_key)
+        source = earlier if isinstance(earlier, str) and earlier.startswith("synthetic:") else source_of(index, weight)
         for key in present:
-            d[key] = self.insertion.blend(sample, d[key], weight, str(key))
-        d[self.source_key] = source_of(index, weight)
+            d[key] = self.insertion.blend(sample, d[key], weight, str(key), source)
+        d[self.source_key] = source
         own, other = read_label(d[self.label_key]), int(self.bank.labels[index])
         shares = {own: 1.0} if own == other else {own: 1 - weight, other: weight}
         d[self.label_key] = soft_label(d[self.label_key], shares, self.num_classes)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
+import torch.distributed as dist
 from monai.transforms import Randomizable
 from torch.utils.data import get_worker_info
 
@@ -27,6 +29,9 @@ class WorkerSeeded(Randomizable):  # type: ignore[misc]  # MONAI has no type inf
     3. In such a worker, with a state that was never seeded anywhere: from the worker's seed and the number of the object (in order of
        construction), since MONAI's shared class-wide state is never reproducible.
 
+    In distributed training the process's rank counts in 2 and 3 as well, as it is in the worker or was when the object was made (or pickled), so that
+    ranks draw differently; rank 0 draws as without distribution.
+
     What cannot be told apart: a `set_random_state` call in a worker with a seed that is the same in every worker. It counts as meant. Neither do
     processes that are no DataLoader workers (a `multiprocessing.Pool`) show that they are copies: call `set_random_state` there.
     """
@@ -35,6 +40,11 @@ class WorkerSeeded(Randomizable):  # type: ignore[misc]  # MONAI has no type inf
 
     def __init__(self) -> None:
         self._number = next(_instances)
+        self._rank = process_rank()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a spawned worker is in no process group
+        return vars(self) | {"_rank": self._rank or process_rank()}
 
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> WorkerSeeded:
         """Sets the random state as MONAI does, and remembers in which worker; arguments as MONAI's."""
@@ -59,7 +69,17 @@ class WorkerSeeded(Randomizable):  # type: ignore[misc]  # MONAI has no type inf
             inherited = [1, *np.asarray(key).tolist(), int(position)]
         else:
             inherited = [0, self._number]
-        return int(np.random.SeedSequence([worker, *inherited]).generate_state(1)[0])
+        return ranked(worker, *inherited, rank=self._rank or process_rank())
+
+
+def process_rank() -> int:
+    """The rank of this process in torch's default process group; 0 without one."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def ranked(*entropy: int, rank: int) -> int:
+    """A seed from all numbers; rank 0 counts for nothing."""
+    return int(np.random.SeedSequence([*entropy, *([rank] if rank else [])]).generate_state(1)[0])
 
 
 def _worker_seed() -> int | None:
