@@ -206,8 +206,7 @@ def test_shards_that_say_nonsense_of_themselves(bank, stated):
 def test_atheris_finds_nothing(tmp_path):
     pytest.importorskip("atheris", reason="needs the fuzzer atheris, which is for Linux")
     script = Path(__file__).parent / "fuzzing.py"
-    done = subprocess.run(
-        [sys.executable, str(script), "-runs=3000", "-seed=1", "-timeout=20", "-len_control=0", "-max_len=600"], cwd=tmp_path, capture_output=True, text=True, timeout=300
-    )
+    options = ("-runs=3000", "-seed=1", "-timeout=20", "-len_control=0", "-max_len=600")
+    done = subprocess.run([sys.executable, str(script), *options], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Done 3000 runs" in done.stderr

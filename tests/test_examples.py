@@ -38,9 +38,9 @@ warnings.filterwarnings("error", module="monai_diverse")
 script, bank, data, limit = sys.argv[1:]
 put, distances = Insertion.put, []
 
-def counted(self, sample, real, what):
+def counted(self, sample, real, what, source):
     distances.append(float(np.abs(np.asarray(sample, np.float64) - np.asarray(real, np.float64)).max()))
-    return put(self, sample, real, what)
+    return put(self, sample, real, what, source)
 
 def run(**options):
     if script.endswith(".yaml"):

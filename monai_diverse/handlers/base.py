@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from ignite.engine import Engine
 
 
-class Handler:
+class Handler(ABC):
     """Functions for an engine's events, and a logger.
 
     Args:
@@ -37,9 +38,9 @@ class Handler:
             if not engine.has_event_handler(function):
                 engine.add_event_handler(event, function)
 
+    @abstractmethod
     def functions(self) -> Mapping[Any, Callable[[Engine], None]]:
         """What to call at which event."""
-        raise NotImplementedError
 
 
 def _events() -> Any:
