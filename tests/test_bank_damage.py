@@ -113,7 +113,7 @@ def test_100_kills_at_random_lose_nothing(tmp_path, small_shards):
     struck, lengths = 0, []
     while struck < 100:
         known = len(SampleBank.open(path))
-        killed = strike(keep_appending(path, all_, rng.integers(1, 7, 40).tolist()), rng.uniform(0, 0.15))
+        killed = strike(keep_appending(path, all_, rng.integers(1, 7, 40).tolist()), rng.uniform(0, 0.1))
         struck += not killed.finished
         bank = SampleBank.open(path)
         bank.verify()
@@ -357,6 +357,15 @@ def test_shards_outlive_their_manifest(tmp_path, small_shards, how):
     assert rest.header == header()
     assert rest.progress == {}
     assert len(rest.damages) == 1
+
+
+def test_a_score_that_one_shard_calls_otherwise(tmp_path, small_shards):
+    bank = grown(tmp_path, samples(6))
+    second = shards_of(tmp_path)[1]
+    second.write_bytes(second.read_bytes().replace(b"scores.copy", b"scores.bopy"))
+    with pytest.raises(BankCorruptError, match=second.name):
+        bank.scores  # noqa: B018
+    assert len(SampleBank.open(tmp_path, skip_damaged=True).scores["copy"]) == 4
 
 
 def test_nothing_intact(tmp_path):

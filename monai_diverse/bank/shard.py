@@ -92,10 +92,12 @@ class Shard:
         """A column by its name in the file: labels, seeds, scores.NAME, ...; its default where an earlier version wrote none.
 
         Raises:
-            BankCorruptError: labels, verdicts or origins that the bank does not know.
+            BankCorruptError: no such column, or labels, verdicts or origins that the bank does not know.
         """
         if name not in self._found and name in OPTIONAL:
             return np.full(len(self), OPTIONAL[name], COLUMNS[name])
+        if name not in self._found:
+            raise self._corrupt(f"expected a column {name} as in the other shards, got none")
         array = np.empty(len(self), np.dtype(self._found[name][0]).newbyteorder("<"))
         self._read_into(array, self._starts[name])
         limit = {"labels": self._header.classes, "verdicts": len(VERDICTS), "origins": max(1, len(self._header.origins))}.get(name)
