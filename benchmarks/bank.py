@@ -210,13 +210,15 @@ def measure(folder: Path, *, quick: bool) -> dict[str, Any]:
 
 
 def bars_of(found: dict[str, Any]) -> dict[str, Any]:
-    # a forked worker maps the code that it runs, whatever it reads: that is not the bank's
     sharing = found["sharing"]
-    growth = max(sharing["bank"][loader]["rss"] - sharing["eight_images_in_memory"][loader]["rss"] for loader in sharing["bank"])
+    growth = max(each["rss"] for each in sharing["bank"].values())
+    # a forked worker maps the code that it runs, whatever it reads: what is left is the bank's
+    beyond = max(sharing["bank"][loader]["rss"] - sharing["eight_images_in_memory"][loader]["rss"] for loader in sharing["bank"])
     harmed = found["kills"]["lost"] + found["kills"]["corrupted"]
     exponent = found["drawing"]["exponent"]
     return {
         "rss_growth_of_a_worker_mib": {"value": growth, "bar": RSS_MIB, "holds": growth < RSS_MIB},
+        "rss_growth_beyond_a_loader_without_a_bank_mib": {"value": beyond, "bar": RSS_MIB, "holds": beyond < RSS_MIB},
         "samples_lost_or_corrupted": {"value": harmed, "bar": 0, "holds": harmed == 0},
         "exponent_of_drawing": {"value": exponent, "bar": 0.05, "holds": exponent <= 0.05},
     }

@@ -113,7 +113,7 @@ def test_100_kills_at_random_lose_nothing(tmp_path, small_shards):
     struck, lengths = 0, []
     while struck < 100:
         known = len(SampleBank.open(path))
-        killed = strike(keep_appending(path, all_, rng.integers(1, 7, 40).tolist()), rng.uniform(0, 0.1))
+        killed = strike(keep_appending(path, all_, rng.integers(1, 7, 40).tolist()), rng.uniform(0, 0.2))
         struck += not killed.finished
         bank = SampleBank.open(path)
         bank.verify()
