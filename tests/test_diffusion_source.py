@@ -361,3 +361,36 @@ def test_cost_is_what_sampling_takes_with_flows_too() -> None:
         source.sample([0, 1, 2], [0, 1, 2], steps=9)
         assert source.nfe == 3 * source.cost(9)
         assert 9 < source.cost(9) < 18
+
+
+def test_a_variant_is_the_source_made_with_its_settings() -> None:
+    plain, seeds = _pixel(), torch.arange(3)
+    guided = plain.variant(guidance=ClassifierFree(scale=2.0), scheduler="DDIMScheduler")
+    made = _pixel(guidance=ClassifierFree(scale=2.0), scheduler="DDIMScheduler")
+    assert guided.fingerprint == made.fingerprint != plain.fingerprint
+    assert torch.equal(guided.sample([0, 1, 2], seeds), made.sample([0, 1, 2], seeds))
+    assert plain.nfe == 0
+    assert guided.nfe == made.nfe > 0
+    assert plain.variant().fingerprint == plain.fingerprint
+    with pytest.raises(RecipeError, match="expected one of"):
+        plain.variant(scheduler="NoScheduler")
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_the_guess_at_the_clean_image_is_the_networks_own(kind: str) -> None:
+    source = _pixel(prediction_type=kind, guidance=ClassifierFree(scale=3.0))
+    states, labels = 3 * torch.randn((5, 1, 8, 8), generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0, 1])
+    guess = source.denoise(states, labels, 60)
+    network = Tiny().eval()
+    with torch.no_grad():
+        out = network(states, torch.full((5,), 60), {"class_labels": labels})
+    abar = SCHEDULE.alphas_cumprod[60]
+    expected = {
+        "epsilon": (states - (1 - abar).sqrt() * out) / abar.sqrt(),
+        "v_prediction": abar.sqrt() * states - (1 - abar).sqrt() * out,
+        "sample": out,
+    }
+    assert torch.allclose(guess, expected[kind], atol=1e-5)
+    assert source.nfe == 5
+    with pytest.raises(RecipeError, match=r"index: expected 0\.\.99"):
+        source.denoise(states, labels, 100)

@@ -12,6 +12,7 @@ import diffusers
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.nn import functional
 
 from monai_diverse.errors import DataError
 from monai_diverse.sampling.condition import CADS, ClassifierFree
@@ -79,12 +80,13 @@ class DiffusersSource(DiffusionSource):
         parts = _of_pipeline(folder) if isinstance(folder, diffusers.DiffusionPipeline) else _of_folder(Path(folder))
         conditioning = _conditioning(parts) if conditioning is None else _checked(conditioning, parts)
         concat = conditioning.inputs.get("concat")
-        channels = parts.network.config.in_channels - (0 if concat is None else concat.shape[1])
-        seen = (channels, *_sides(parts))
+        patch = _patch(parts)
+        channels = parts.network.config.in_channels // patch**2 - (0 if concat is None else concat.shape[1])
+        seen = (channels, *(side * patch for side in _sides(parts)))
         latent = None if parts.autoencoder is None else _latent(parts, seen)
         schedule = NoiseSchedule.from_diffusers(parts.schedule)
         super().__init__(
-            _Network(parts.network, channels),
+            _Network(parts.network, channels, patch),
             schedule,
             shape=seen if latent is None else _image_shape(parts.autoencoder, seen),
             prediction_type="flow" if schedule.flow else parts.schedule.get("prediction_type", "epsilon"),
@@ -102,7 +104,7 @@ class DiffusersSource(DiffusionSource):
             licence=str(parts.described.get("licence", "unknown")),
             mirrored=bool(parts.described.get("mirror", False)),
             class_names=tuple(parts.described.get("class_names", ())),
-            identity=[_identity(module) for module in (parts.network, parts.autoencoder) if module is not None],
+            identity=[*(_identity(module) for module in (parts.network, parts.autoencoder) if module is not None), *([patch] if patch > 1 else [])],
         )
 
 
@@ -118,16 +120,16 @@ class _Parts:
 
 
 class _Network(nn.Module):
-    """A diffusers network as a `Network`; variances that it predicts too are left out."""
+    """A diffusers network as a `Network`; squares of `patch` pixels are channels to it; variances that it predicts too are left out."""
 
-    def __init__(self, model: nn.Module, channels: int) -> None:
+    def __init__(self, model: nn.Module, channels: int, patch: int) -> None:
         super().__init__()
-        self.model, self._channels = model, channels
+        self.model, self._channels, self._patch = model, channels, patch
 
     def forward(self, x: Tensor, timesteps: Tensor, rows: Mapping[str, Tensor]) -> Tensor:
         given = {"encoder_hidden_states" if name == "context" else name: row for name, row in rows.items()}
-        out: Tensor = self.model(x, timesteps, **given).sample
-        return out[:, : self._channels]
+        out: Tensor = self.model(functional.pixel_unshuffle(x, self._patch), timesteps, **given).sample
+        return functional.pixel_shuffle(out, self._patch)[:, : self._channels]
 
 
 def _of_pipeline(pipeline: Any) -> _Parts:
@@ -232,6 +234,13 @@ def _checked(conditioning: Conditioning, parts: _Parts) -> Conditioning:
         if min(labels) < 0 or max(labels) >= embeddings:
             raise DataError(f"conditioning: expected class_labels 0..{embeddings - 1}, the null among them, got {min(labels)}..{max(labels)}")
     return conditioning
+
+
+def _patch(parts: _Parts) -> int:
+    patch, channels = parts.described.get("patch", 1), parts.network.config.in_channels
+    if not isinstance(patch, int) or patch < 1 or channels % patch**2:
+        raise DataError(f"{parts.name}: expected a patch whose square divides the network's {channels} channels, got {patch!r} in {MODEL}")
+    return patch
 
 
 def _sides(parts: _Parts) -> tuple[int, int]:

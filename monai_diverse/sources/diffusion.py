@@ -96,7 +96,6 @@ class DiffusionSource(SampleSource):
         self.name, self.licence, self.mirrored, self._names = name, licence, mirrored, tuple(class_names)
         self._check(steps, output_range)
         self._batches, self._decoding = Batches(batch_size, require_device(device)), Batches(batch_size, device)
-        self._karras = scheduler in KARRAS and (not schedule.flow or "Heun" in scheduler) if karras is None else karras
         self._scheduler, self._steps, self._device, self._range = scheduler, steps, device, output_range
         self._denoiser = Denoiser(
             network=partial(precision.run, network),
@@ -108,12 +107,12 @@ class DiffusionSource(SampleSource):
             cads=cads,
             embeddings=_embeddings(network, precision) if cads is not None and conditioning.embeds_labels else (),
         )
+        self._karras = self._suits_karras(scheduler) if karras is None else karras
         self._templates: dict[float | None, Scheduler] = {}
         self._fresh_scheduler()
-        settings = [scheduler, self._karras, steps, repr(self._denoiser.guidance), precision.dtype, precision.autocast]
-        settings += [] if cads is None else [repr(cads)]
         trained = [schedule.fingerprint, prediction_type, conditioning.fingerprint, list(output_range), list(self.shape)]
-        self._fingerprint = fingerprint_of([list(identity), settings, trained, None if latent is None else latent.settings])
+        self._computed, self._weights = [precision.dtype, precision.autocast], list(identity)
+        self._trained = [trained, None if latent is None else latent.settings]
         if isinstance(network, nn.Module):
             precision.prepare(network, device)
         self._latent = None if latent is None else _placed(latent, precision, device)
@@ -135,7 +134,65 @@ class DiffusionSource(SampleSource):
     @property
     def fingerprint(self) -> str:
         """SHA-256 over weights, schedule, conditioning and sampling settings."""
-        return self._fingerprint
+        settings = [self._scheduler, self._karras, self._steps, repr(self._denoiser.guidance), *self._computed]
+        settings += [] if self._denoiser.cads is None else [repr(self._denoiser.cads)]
+        return fingerprint_of([self._weights, settings, *self._trained])
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The noise that the network was trained on."""
+        return self._denoiser.schedule
+
+    @property
+    def prediction_type(self) -> str:
+        """What the network predicts; see `Denoiser`."""
+        return self._denoiser.prediction_type
+
+    def variant(self, *, guidance: ClassifierFree | None = None, scheduler: str | None = None, karras: bool | None = None) -> DiffusionSource:
+        """The same network, sampled otherwise; it counts its own evaluations.
+
+        Args:
+            guidance: classifier-free guidance; None: as here.
+            scheduler: one of `sampling.SCHEDULERS`; None: as here.
+            karras: see `DiffusionSource`; None: as here, or with another scheduler what suits that.
+
+        Raises:
+            RecipeError: an unknown scheduler, or guidance without a null condition.
+        """
+        other = copy.copy(self)
+        other._denoiser = replace(self._denoiser, guidance=guidance or self._denoiser.guidance, nfe=0)
+        if karras is None:
+            karras = self._karras if scheduler is None else self._suits_karras(scheduler)
+        other._scheduler, other._karras, other._templates = scheduler or self._scheduler, karras, {}
+        other._fresh_scheduler()
+        return other
+
+    @torch.no_grad()
+    def denoise(self, states: Tensor, labels: Tensor, index: int) -> Tensor:
+        """The network's own guess at the clean image: no guidance, no clipping, conditions as they are.
+
+        Args:
+            states: (n, c, *spatial), noised in the model's space, variance-preserving.
+            labels: (n,) classes.
+            index: of the schedule, 0..T-1: 0 has least noise.
+
+        Returns:
+            float32 (n, c, *spatial) in the model's space, on the CPU.
+
+        Raises:
+            RecipeError: an index outside the schedule.
+        """
+        if not 0 <= index < len(self.schedule):
+            raise RecipeError(f"index: expected 0..{len(self.schedule) - 1}, as the schedule has steps, got {index}")
+        plain = replace(self._denoiser, guidance=ClassifierFree(), clip=None, cads=None, nfe=0)
+
+        def batch(part: slice) -> Tensor:
+            x = states[part].to(self._device)
+            return plain(x, torch.full((len(x),), index, device=self._device), labels[part].to(self._device)).float().cpu()
+
+        clean = self._batches.run(batch, len(states))
+        self._denoiser.nfe += len(states)
+        return clean
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -200,6 +257,9 @@ class DiffusionSource(SampleSource):
         if not len(states):
             return torch.empty((0, *self.shape))
         return self._decoding.run(lambda part: self._to_unit(latent.decode(states[part].to(self._device))), len(states))
+
+    def _suits_karras(self, scheduler: str) -> bool:
+        return scheduler in KARRAS and (not self.schedule.flow or "Heun" in scheduler)
 
     def _fresh_scheduler(self, sigma_max: float | None = None) -> Scheduler:
         if sigma_max not in self._templates:  # making one takes as long as several evaluations of a small network
