@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from monai_diverse.version import __version__
 
 if TYPE_CHECKING:
+    from monai_diverse.audit import audit_model, audit_twins
     from monai_diverse.bank import SampleBank
     from monai_diverse.dataset import DiverseDiffusionDataset, mixing_sampler
     from monai_diverse.growth import grow
@@ -62,6 +63,8 @@ _HOMES = {
     "AlbumentationsDict": "transforms",
     "DiverseDiffusionDataset": "dataset",
     "mixing_sampler": "dataset",
+    "audit_model": "audit",
+    "audit_twins": "audit",
 }
 
 __all__ = [
@@ -91,6 +94,8 @@ __all__ = [
     "SampleSource",
     "Verdict",
     "__version__",
+    "audit_model",
+    "audit_twins",
     "grow",
     "mixing_sampler",
 ]

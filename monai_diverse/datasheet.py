@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,15 +12,29 @@ from typing import Any
 
 from monai_diverse.bank import Origin, SampleBank
 from monai_diverse.bank.format import NONSENSE
+from monai_diverse.errors import DataError
 from monai_diverse.screening import Yield
-from monai_diverse.storage import write_atomic
+from monai_diverse.storage import read_json, write_atomic
 from monai_diverse.version import __version__
 
 FILE = "datasheet.md"
 AUDIT = "audit.json"
-_NO_AUDIT = "Not run: whether the generator leans towards its training patients is not known."
+NO_AUDIT = "Not run: whether the generator leans towards its training patients is not known."
+NO_PATIENTS = "Patients were not given: near-duplicate images stand in for them. If patients have several images, p and intervals are too small."
+_UNREADABLE = f"Run: see `{AUDIT}`, whose figures cannot be read here."
+_SUBJECTS = {
+    "bank": "the images of this bank as they are",
+    "source": "the model that these samples come from, without this bank's guide and screen",
+    "other": "another model, other settings, or this bank before it changed",
+}
 _DEPENDENT = "; draws under a guide depend on one another, so that interval is too narrow"
 _NO_CONTROL = "not known, since the recipe named no control images; without them the yield says little"
+_WORDS = ("within", "beyond", "unresolved")
+_LONGEST = 500
+_MOST_REASONS = 10
+_ALPHA = 0.05
+_SETTINGS = ("guidance", "scheduler", "steps", "guide")
+_LARGEST_AUDIT = 2**24
 _PLAIN = {"|": "/", "`": "'", "<": "(", ">": ")", "[": "(", "]": ")", "!": "."}
 _USE = """\
 - For training and for studying image classifiers, beside real images of the same kind. Compare every gain with control arms of
@@ -54,13 +69,110 @@ def datasheet(bank: SampleBank) -> str:
         "## Where it comes from",
         "\n".join(_origin(bank, number, origin) for number, origin in enumerate(bank.origins)),
         "## Leakage audit",
-        f"Run: see `{AUDIT}` beside this page." if (bank.path / AUDIT).is_file() else _NO_AUDIT,
+        _audit(bank),
         "## What it is for",
         _USE,
         "## How to check it",
         "`monai-diverse verify BANK` compares every byte with the hashes in `manifest.json`; `monai-diverse inspect BANK` prints the scores.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def audit_of(bank: SampleBank) -> dict[str, Any] | None:
+    """What `audit.json` in a bank's folder says, as `audit_digest` takes it, with `subject`: whether it is about the bank, its source or another.
+
+    Returns:
+        None if there is none. Only {"kind": None} if it makes no sense.
+    """
+    if not (bank.path / AUDIT).is_file():
+        return None
+    whole = read_audit(bank)
+    return {"kind": None} if whole is None else audit_digest(whole)
+
+
+def read_audit(bank: SampleBank, file: Path | None = None) -> dict[str, Any] | None:
+    """The audit in a bank's folder, for those who show it beside the bank: without its pairs, with `subject` as `audit_of` has it.
+
+    Args:
+        bank: what the audit is shown beside.
+        file: an audit elsewhere, such as that of the model that drew the bank.
+
+    Returns:
+        None if there is none, or one that makes no sense.
+    """
+    file = bank.path / AUDIT if file is None else file
+    try:
+        if file.stat().st_size > _LARGEST_AUDIT:
+            return None
+        whole = read_json(file)
+        found = audit_digest(whole)
+        json.dumps(whole, allow_nan=False)  # it goes into other JSON files
+    except (DataError, OSError, *NONSENSE):
+        return None
+    about = found["source"]["fingerprint"]
+    sources = [origin.source.get("fingerprint") for origin in bank.origins]
+    same = about in sources and not found["settings"]
+    subject = "bank" if about == bank.fingerprint else "source" if same else "other"
+    return {name: value for name, value in whole.items() if name != "pairs"} | {"subject": subject}
+
+
+def audit_digest(audit: Mapping[str, Any]) -> dict[str, Any]:
+    """The gist of an audit of a model as JSON, for those who do not read all of it; text in it has no markup.
+
+    Args:
+        audit: content of `audit.json`; a stranger may have written it. `subject` is kept if there, see `audit_of`.
+
+    Raises:
+        KeyError, TypeError, ValueError, and others of `bank.format.NONSENSE`: it is not as `audit_model` writes it, or its figures contradict
+            one another.
+    """
+    if audit["kind"] != "model":
+        raise ValueError(f"kind: expected model, got {audit['kind']!r}")
+    verdict, sets, source = audit["verdict"], audit["sets"], audit["source"]
+    p = None if verdict["p"] is None else _number(verdict["p"], 0, 1)
+    tolerance = None if verdict["tolerance"] is None else _number(verdict["tolerance"], 0)
+    bias = {**_figure({"value": verdict["bias"], "ci": verdict["ci"]}), "p": p}
+    control = audit.get("control")
+    judged = [row for row in audit.get("samplers", ()) if row["name"] == verdict["sampler"]]
+    return {
+        "kind": "model",
+        "verdict": _cell(verdict["text"])[:_LONGEST],
+        "word": _word(verdict["word"], bias, tolerance),
+        "reasons": [_cell(reason)[:_LONGEST] for reason in list(verdict.get("reasons", ()))[:_MOST_REASONS]],
+        "sampler": _cell(verdict["sampler"])[:_LONGEST],
+        "settings": any(row.get(name) is not None for row in judged for name in _SETTINGS),
+        "bias": bias,
+        "control": None if control is None else _figure(control["bias"]),
+        "confidence": _number(audit["confidence"], 0, 1),
+        "tolerance": tolerance,
+        "patients": sets.get("groups_from") != "near-duplicates",
+        "train": {name: int(_number(sets["train"][name], 0)) for name in ("images", "groups")},
+        "heldout": {name: int(_number(sets["heldout"][name], 0)) for name in ("images", "groups")},
+        "source": {name: _cell(source[name])[:_LONGEST] for name in ("name", "fingerprint")},
+    } | ({"subject": audit["subject"]} if audit.get("subject") in _SUBJECTS else {})
+
+
+def audit_lines(found: Mapping[str, Any]) -> list[str]:
+    """What `audit_digest` or `audit_of` found, a sentence each."""
+    bias, (train, heldout), level = found["bias"], (found["train"], found["heldout"]), f"{100 * found['confidence']:g} %"
+    control = "no control: what unseen images score is not known"
+    if found["control"] is not None:
+        control = f"held-out real images in the place of samples: {_figure_in_words(found['control'], level)}"
+    test = "" if bias["p"] is None else f", p = {bias['p']:.2g}"
+    tolerance = "no tolerance given" if found["tolerance"] is None else f"{found['word'] or 'no verdict'} at a tolerance of {found['tolerance']:g}"
+    subject = [f"audited: {_SUBJECTS[found['subject']]}"] if "subject" in found else []
+    return [
+        f"its verdict: {found['verdict']}",
+        *(f"why: {reason}" for reason in found["reasons"]),
+        *([] if found["patients"] else [NO_PATIENTS]),
+        f"bias of sampler {found['sampler']}: {_figure_in_words(bias, level)}{test}; {tolerance}; above 0 is nearer to training patients",
+        control,
+        f"compared with {train['images']} training images of {train['groups']} patients or groups, and {heldout['images']} unseen ones of"
+        f" {heldout['groups']}",
+        *subject,
+        f"source: {found['source']['name']}, fingerprint {found['source']['fingerprint']}",
+        "this is no privacy guarantee",
+    ]
 
 
 def yields_of(progress: Mapping[str, Any]) -> Yield | None:
@@ -78,6 +190,50 @@ def control_of(progress: Mapping[str, Any]) -> Yield | None:
         return _sensible(Yield(drawn=progress["control"]["drawn"], accepted=progress["control"]["accepted"]))
     except NONSENSE:
         return None
+
+
+def _audit(bank: SampleBank) -> str:
+    found = audit_of(bank)
+    if found is None:
+        return NO_AUDIT
+    return _UNREADABLE if found["kind"] is None else "\n".join([f"Run: see `{AUDIT}` beside this page.", "", *(f"- {x}" for x in audit_lines(found))])
+
+
+def _number(value: Any, least: float = -math.inf, most: float = math.inf) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or not least <= value <= most:
+        raise ValueError(f"expected a number in [{least}, {most}], got {value!r}")
+    return float(value)
+
+
+def _figure(found: Mapping[str, Any]) -> dict[str, Any]:
+    """A value within its interval, which may be missing."""
+    value = _number(found["value"])
+    if found["ci"] is None:
+        return {"value": value, "ci": None}
+    low, high = (_number(end) for end in found["ci"])
+    if not low <= value <= high:
+        raise ValueError(f"ci: expected ends around {value}, got {low} and {high}")
+    return {"value": value, "ci": [low, high]}
+
+
+def _figure_in_words(found: Mapping[str, Any], level: str) -> str:
+    if found["ci"] is None:
+        return f"{found['value']:+.3f} (no interval)"
+    low, high = found["ci"]
+    return f"{found['value']:+.3f} ({level} interval {low:+.3f} to {high:+.3f})"
+
+
+def _word(word: Any, bias: Mapping[str, Any], tolerance: float | None) -> str | None:
+    """The verdict's word; None for one that is not known."""
+    if word not in _WORDS:
+        return None
+    if tolerance is None:
+        raise ValueError(f"word: expected none without a tolerance, got {word}")
+    if word == "beyond" and not (bias["value"] > tolerance and (bias["p"] is None or bias["p"] <= _ALPHA)):
+        raise ValueError(f"word: beyond, but the bias is {bias['value']} and p {bias['p']}")
+    if word == "within" and not (bias["ci"] is not None and bias["ci"][1] <= tolerance):
+        raise ValueError(f"word: within, but the bias is {bias['value']} with the interval {bias['ci']}")
+    return str(word)
 
 
 def _sensible(found: Yield) -> Yield:

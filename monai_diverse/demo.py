@@ -12,6 +12,7 @@ import numpy as np
 
 from monai_diverse.bank import SampleBank
 from monai_diverse.data import FloatArray, IntArray, LabelledImages
+from monai_diverse.datasheet import AUDIT, read_audit
 from monai_diverse.growth import grow_steps
 from monai_diverse.information import LabelledFeatures, describe_information
 from monai_diverse.job import Job, as_stored, to_model
@@ -19,7 +20,7 @@ from monai_diverse.recipe import BUILTIN, Component, DataChoice, Recipe
 from monai_diverse.report import Borderline, FeatureMap, Pictures, write_report
 from monai_diverse.report.provenance import describe_environment
 from monai_diverse.screening import FittedScreen, Views, Yield
-from monai_diverse.sources.builtin import BuiltinData, builtin_data
+from monai_diverse.sources.builtin import ASSETS, BuiltinData, builtin_data
 from monai_diverse.storage import fingerprint_of, make_folder, sha256_of, write_json
 from monai_diverse.study import ClassifierConfig, Run, compare, control_arms, duplicates_bank, matched_bank, restrict, run_study, summarise
 from monai_diverse.version import __version__
@@ -169,6 +170,7 @@ def _summary(config: DemoConfig, job: Job, bank: SampleBank, brute: SampleBank, 
         "references": _references(job),
         "thresholds": _thresholds(job.screen),
         "bank": {"path": "bank", "size": len(bank), "fingerprint": bank.fingerprint},
+        **_audit(bank),
         "recipe": job.recipe.as_json(),
         "provenance": {
             "source": bank.header.source,
@@ -177,6 +179,12 @@ def _summary(config: DemoConfig, job: Job, bank: SampleBank, brute: SampleBank, 
             "classifier": {"prob": config.prob, "settings": repr(config.classifier)},
         },
     }
+
+
+def _audit(bank: SampleBank) -> dict[str, Any]:
+    """The audit that the bank carries, or else that of the shipped model, where there is one that can be read."""
+    found = read_audit(bank) or read_audit(bank, ASSETS / AUDIT)
+    return {} if found is None else {"audit": found}
 
 
 def _yield(bank: SampleBank) -> dict[str, Any]:

@@ -15,6 +15,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from monai_diverse.data import LabelledImages
 from monai_diverse.training import ModelCard, TrainConfig, prepare, train, write_card, write_model_json
 
+torch.set_num_threads(1)  # small tensors are slower on several threads than on one, fixtures of a session too
+
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 SIDE = 8
 OUTLIER_FACTORS = ("mahalanobis_factor", "residual_factor", "leftover_factor", "intensity_factor", "spectrum_factor", "foreground_factor")

@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from monai_diverse.errors import DataError, RecipeError, StorageError
+from monai_diverse.sources import DiffusersSource
 from monai_diverse.training import TrainConfig, prepare, train
 from monai_diverse.training.config import build_scheduler, build_unet
 from monai_diverse.training.objective import bank_loss, draw_batch, generator_for, validation_bank
@@ -180,3 +181,41 @@ def test_bad_settings(key: str, value: object) -> None:
 def test_images_that_the_network_cannot_halve() -> None:
     with pytest.raises(DataError, match="multiple of 4"):
         build_unet(TrainConfig(), image_channels=1, size=(30, 30), classes=2)
+
+
+def test_snapshots_are_models_and_the_last_is_what_training_ends_with(tmp_path: Path, blob_file: Path, tiny_config: TrainConfig) -> None:
+    config = replace(tiny_config, steps=20, check_every=10, patch=2, snapshots=(5, 20), mirror=False)
+    for _ in train(prepare(blob_file, config), tmp_path / "m", config):
+        pass
+    whole, early, late = (DiffusersSource(folder, steps=2) for folder in (tmp_path / "m", *sorted((tmp_path / "m" / "snapshots").iterdir())))
+    assert whole.shape == early.shape == (1, 8, 8)
+    assert not whole.mirrored
+    images = [source.sample([0, 1], [0, 1]) for source in (whole, early, late)]
+    assert torch.equal(images[0], images[2])  # the loss still falls, so that the last weights are the best
+    assert not torch.allclose(images[0], images[1], atol=1e-3)
+
+
+def test_patches_are_taken_apart_and_put_together(tmp_path: Path, blob_file: Path, tiny_config: TrainConfig) -> None:
+    config = replace(tiny_config, steps=10, check_every=10, patch=2)
+    data = prepare(blob_file, config)
+    for _ in train(data, tmp_path / "m", config):
+        pass
+    unet = UNet2DModel.from_pretrained(tmp_path / "m" / "unet", torch_dtype=torch.float32, low_cpu_mem_usage=False).eval()
+    assert (unet.config.in_channels, unet.config.sample_size) == (4, 4)
+    batch = validation_bank(data.validation, build_scheduler(), draws=1, seed=0, patch=2)[0]
+    recorded = json.loads((tmp_path / "m" / "training.json").read_text())["losses"][-1]["validation_loss"]
+    assert bank_loss(unet, validation_bank(data.validation, build_scheduler(), draws=4, seed=config.seed, patch=2)) == pytest.approx(
+        recorded, rel=1e-2
+    )
+    source = DiffusersSource(tmp_path / "m")
+    states = torch.nn.functional.pixel_shuffle(batch.noisy, 2)
+    index = int(batch.timesteps[0])
+    same = batch.timesteps == index
+    guess = source.denoise(states[same], batch.labels[same], index)
+    with torch.no_grad():
+        velocity = unet(batch.noisy[same], batch.timesteps[same], class_labels=batch.labels[same]).sample
+    abar = build_scheduler().alphas_cumprod[index]
+    assert torch.allclose(guess, abar.sqrt() * states[same] - (1 - abar).sqrt() * torch.nn.functional.pixel_shuffle(velocity, 2), atol=1e-4)
+    (tmp_path / "m" / "model.json").write_text((tmp_path / "m" / "model.json").read_text().replace('"patch": 2', '"patch": 3'))
+    with pytest.raises(DataError, match="expected a patch whose square divides"):
+        DiffusersSource(tmp_path / "m")

@@ -1,4 +1,4 @@
-"""The command line: `monai-diverse demo | train | grow | inspect | verify`."""
+"""The command line: `monai-diverse demo | train | grow | inspect | verify | audit`."""
 
 from monai_diverse.cli.main import main, run
 

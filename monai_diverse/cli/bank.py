@@ -14,7 +14,7 @@ import typer
 from monai_diverse.bank import SampleBank
 from monai_diverse.cli.controls import judge_bank, notes, refit, twins_of, write_controls
 from monai_diverse.cli.main import app
-from monai_diverse.datasheet import control_of, yields_of
+from monai_diverse.datasheet import AUDIT, NO_AUDIT, audit_lines, audit_of, control_of, yields_of
 from monai_diverse.errors import BankError, RecipeError
 from monai_diverse.screening.calibrate import check_level, discoveries
 from monai_diverse.storage import make_folder
@@ -96,6 +96,7 @@ def _described(bank: SampleBank) -> dict[str, Any]:
         "stopped": progress.get("stopped"),
         "rejections": rejections if grown is not None else {},
         "scores": {name: _range(values) for name, values in bank.scores.items()} if len(bank) else {},
+        "audit": audit_of(bank),
         "source": bank.header.source,
         "features": bank.header.features,
         "recipe": bank.header.recipe,
@@ -132,10 +133,19 @@ def _in_words(bank: Path, found: dict[str, Any]) -> list[str]:
         lines.append(f"  unseen real images under the same screen: {_control(origin['control'])}")
     lines += [f"rejected as {reason}: {count}" for reason, count in found["rejections"].items()]
     lines += [f"score {name}: {s['min']:.3g} to {s['max']:.3g}, median {s['median']:.3g}" for name, s in found["scores"].items()]
+    lines += _audit(found["audit"])
     if "false_discovery" in found:
         lines += [_discovered(found["false_discovery"]), *found["false_discovery"]["notes"]]
     lines.append(f"source: {found['source'].get('name')} (licence of its data: {found['source'].get('licence')})")
     return [*lines, *_references(found["features"]), f"fingerprint: {found['fingerprint']}"]
+
+
+def _audit(found: dict[str, Any] | None) -> list[str]:
+    if found is None:
+        return [f"leakage audit: {NO_AUDIT[0].lower()}{NO_AUDIT[1:-1]}"]
+    if found["kind"] is None:
+        return [f"leakage audit: {AUDIT} cannot be read here"]
+    return ["leakage audit:", *(f"  {line}" for line in audit_lines(found))]
 
 
 def _rate(found: dict[str, Any]) -> str:

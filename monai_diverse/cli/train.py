@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from tqdm import tqdm
 
+from monai_diverse.audit import Stop, TwinRecipe, UNetTrainer, twin_result, twin_steps
+from monai_diverse.audit.twins import RECIPE
 from monai_diverse.cli.main import app
-from monai_diverse.training import ModelCard, TrainConfig, prepare, train, write_card, write_model_json
+from monai_diverse.data import LabelledImages
+from monai_diverse.errors import RecipeError
+from monai_diverse.report.audit import REAL_PATIENTS, write_audit
+from monai_diverse.storage import read_json
+from monai_diverse.training import ModelCard, TrainConfig, prepare, train, write_card
+
+MAX_BIAS = 0.02
 
 
 @app.command("train")
@@ -23,38 +32,103 @@ def command(
     calibration_parts: Annotated[int, typer.Option(help="One in so many images is set aside to calibrate the screen.")] = 5,
     snapshot_every: Annotated[int, typer.Option(help="Steps between snapshots of the weights; 0 for none.")] = 0,
     device: Annotated[str, typer.Option(help="Where to compute, such as cpu or cuda:0.")] = "cpu",
+    patch: Annotated[int, typer.Option(help="Squares of so many pixels become channels first; 2 makes steps about four times cheaper.")] = 1,
+    twin: Annotated[bool, typer.Option("--twin", help="First train twins on halves of the images; they say when to stop.")] = False,
+    max_bias: Annotated[
+        float | None, typer.Option(help="With --twin: how much nearer to own patients samples may lie.", show_default=f"{MAX_BIAS}, which is 2 %")
+    ] = None,
+    pairs: Annotated[
+        int | None, typer.Option(min=1, help="With --twin: pairs of twins; several tell how much trainings differ.", show_default="1")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="With --twin: processes, each trains one twin at a time.", show_default="1")] = None,
     name: Annotated[str, typer.Option(help="Name of the model, for its card.")] = "",
     licence: Annotated[str, typer.Option(help="Licence of the data, for the card.")] = "unknown",
     class_names: Annotated[str, typer.Option(help="Names of the classes, separated by commas.")] = "",
 ) -> None:
     """Train a small class-conditional diffusion model on your images."""
+    for option, value in (("--max-bias", max_bias), ("--pairs", pairs), ("--workers", workers)):
+        if value is not None and not twin:
+            raise RecipeError(f"{option}: expected --twin beside it, got {value} alone; add --twin, or leave it out")
     config = TrainConfig(
         steps=steps,
         batch_size=batch_size,
         seed=seed,
         mirror=mirror,
         calibration_parts=calibration_parts,
-        snapshot_every=snapshot_every,
+        patch=patch,
+        snapshots=tuple(range(snapshot_every, steps + 1, snapshot_every)) if snapshot_every else (),
         device=device,
     )
     prepared = prepare(data, config)
     names = [part.strip() for part in class_names.split(",")] if class_names else list(prepared.class_names)
-    card = ModelCard(name=name or out.name, classes=prepared.classes, class_names=tuple(names), licence=licence, mirror=mirror)
+    card = ModelCard(name=name or out.name, classes=prepared.classes, class_names=tuple(names), licence=licence)
     typer.echo(
         f"{len(prepared.seen)} images to train on (by class {prepared.seen.class_counts}), {len(prepared.calibration)} set aside"
         f" {prepared.calibration.class_counts}, {len(prepared.validation)} for the validation bank",
         err=True,
     )
+    if twin:
+        _require_room(out, config.steps)
+        tolerance = MAX_BIAS if max_bias is None else max_bias
+        stop = _stop_of_twins(prepared.seen, config, out / "twins", max_bias=tolerance, pairs=pairs or 1, workers=workers or 1)
+        config = replace(config, steps=stop, snapshots=tuple(step for step in config.snapshots if step <= stop))
     done = 0
-    with tqdm(total=steps, unit="step", desc="train") as bar:
-        for progress in train(prepared, out, config):
+    with tqdm(total=config.steps, unit="step", desc="train") as bar:
+        for progress in train(prepared, out, config, card):
             if not done:  # steps of an earlier run cost this one nothing: leave them out of rate and time left
                 bar.initial = bar.n = bar.last_print_n = progress.step - 1
-                write_model_json(out, card)
             done = progress.step
             validation = "" if progress.validation_loss is None else f", validation {progress.validation_loss:.4f}, best at step {progress.best_step}"
             bar.set_postfix_str(f"loss {progress.train_loss:.4f}{validation}", refresh=False)
             bar.update()
-    write_model_json(out, card)
     write_card(out)
     typer.echo(f"model: {out}  card: {out / 'CARD.md'}")
+
+
+def _require_room(out: Path, steps: int) -> None:
+    """Refuses what could not be trained in `out` after the twins, before they cost hours."""
+    file = out / "training.json"
+    held = read_json(file).get("steps", 0) if file.exists() else 0
+    if held > steps:
+        raise RecipeError(f"--steps: expected at least {held}, which {out} holds already, got {steps}; use another --out")
+    twins = out / "twins" / RECIPE
+    before = read_json(twins).get("steps") if twins.exists() else steps
+    if before != steps:
+        raise RecipeError(f"--steps: expected {before}, to which the twins in {twins.parent} were trained, got {steps}; give that, or another --out")
+
+
+def _stop_of_twins(data: LabelledImages, config: TrainConfig, out: Path, *, max_bias: float, pairs: int, workers: int) -> int:
+    """Trains twins, writes what they show, and gives the step at which the model itself should stop."""
+    recipe = TwinRecipe(
+        trainer=UNetTrainer(config=config),
+        steps=config.steps,
+        first=max(1, config.steps // 60),
+        pairs=pairs,
+        tolerance=max_bias,
+        seed=config.seed % 2**20,
+    )
+    with tqdm(total=1.0, desc="twins", bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}") as bar:
+        for progress in twin_steps(recipe, data, out=out, workers=workers):
+            if bar.postfix != progress.stage:  # training and measuring have rates of their own
+                bar.reset()
+                bar.set_postfix_str(progress.stage)
+            bar.update(progress.done / progress.total - bar.n)
+    audit = twin_result(recipe, data, out=out)
+    page = write_audit(out, audit.summary, {"quadruplets": audit.quadruplets})
+    typer.echo(f"{page} {REAL_PATIENTS}", err=True)
+    for name, stop in audit.stops.items():
+        typer.echo(f"{name} stop: {_told(stop)} ({stop.why})", err=True)
+    if audit.advice is None:
+        strict = audit.stops["strict"].step
+        instead = "" if strict is None else f"the strict stop is step {strict}: give --steps {strict} without --twin, or "
+        wanted = "--max-bias: expected a tolerance that some checkpoint of passable quality keeps"
+        raise RecipeError(f"{wanted}, got {max_bias:g}, see {page}; {instead or 'there is no strict stop either: give '}a larger --max-bias")
+    name, step = audit.advice
+    typer.echo(f"stopping at step {step}, the {name} stop; {page} says more", err=True)
+    return step
+
+
+def _told(stop: Stop) -> str:
+    if stop.step is None:
+        return "none"
+    return f"step {stop.step}, {'resolved' if stop.resolved else 'unresolved'}, quality {'passable' if stop.quality_ok else 'poor'}"

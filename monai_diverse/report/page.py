@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import io
-import json
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-from matplotlib.figure import Figure
-
+from monai_diverse.datasheet import audit_digest, audit_lines
 from monai_diverse.errors import DataError
 from monai_diverse.report.figures import MAX_PAIRS, Pictures, draw_figures
+from monai_diverse.report.rendering import duration, encoded, png, render
 from monai_diverse.report.style import METRIC_NAMES, REASON_NAMES, significant
 from monai_diverse.report.words import (
     classifier_in_words,
@@ -69,7 +64,8 @@ def write_report(out: Path, summary: Mapping[str, Any], pictures: Pictures, *, a
             classifier (arm -> metric -> mean and ci95), comparisons (diverse_vs_CONTROL -> metric -> mean and ci95) and bank (path, size,
             fingerprint). Shown if there: rejections_random, classifier_without_twins (as classifier, and the number of test images in
             "images"), heldout_real_with_twins (in yield), references (see `references_in_words`), thresholds (of each gate by its
-            reason), information (see `describe_information`), recipe and provenance. An interval may be [None, None].
+            reason), information (see `describe_information`), audit (the summary of `audit_model`), recipe and provenance. An interval may
+            be [None, None].
         pictures: the images to show.
         attribution: one paragraph a source of data that must be named.
 
@@ -84,32 +80,23 @@ def write_report(out: Path, summary: Mapping[str, Any], pictures: Pictures, *, a
     if absent:
         raise DataError(f"summary: expected the keys {', '.join(_REQUIRED)}, missing {', '.join(absent)}")
     folder = make_folder(make_folder(out) / "figures")
-    encoded: dict[str, str] = {}
+    shown: dict[str, str] = {}
     for name, figure in draw_figures(summary, pictures).items():
-        content = _png(figure)
+        content = png(figure)
         write_atomic(folder / f"{name}.png", content)
-        encoded[name] = base64.b64encode(content).decode()
+        shown[name] = encoded(content)
     page = out / "report.html"
-    write_atomic(page, _render(summary, pictures, encoded, attribution).encode())
+    write_atomic(page, _render(summary, pictures, shown, attribution).encode())
     return page
 
 
 def _render(summary: Mapping[str, Any], pictures: Pictures, figures: Mapping[str, str], attribution: Sequence[str]) -> str:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {
-        "interval": _interval,
-        "yield_interval": _yield_interval,
-        "pretty": _pretty,
-        "count": lambda n: f"{n:,}",
-        "words": difference_in_words,
-        "information": score_in_words,
-        "score": _score,
-        "rounded": significant,
-        "difference": _difference,
-    }
     yields = summary["yield"]
     pairs = (("diverse samples", "held-out real images", "heldout_real"), ("diverse samples", "unguided random samples", "random"))
-    page: str = environment.from_string(resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")).render(
+    filters = {"yield_interval": _yield_interval, "words": difference_in_words, "information": score_in_words, "score": _score}
+    return render(
+        "page.html",
+        filters,
         summary={key: {} for key in _OPTIONAL} | dict(summary),
         information_names=INFORMATION_NAMES,
         set_names=SET_NAMES,
@@ -127,16 +114,10 @@ def _render(summary: Mapping[str, Any], pictures: Pictures, figures: Mapping[str
         order=_order_of(pictures),
         parity=parity_in_words(yields["diverse"], yields["heldout_real"]),
         yield_words=[yields_in_words(yields["diverse"], yields[key], ours, theirs) for ours, theirs, key in pairs],
+        audit=audit_lines(audit_digest(summary["audit"])) if summary.get("audit") else [],
         classifier_words=classifier_in_words(summary["comparisons"]),
-        duration=_duration(summary["seconds"]),
+        duration=duration(summary["seconds"]),
     )
-    return page
-
-
-def _png(figure: Figure) -> bytes:
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=150)
-    return stream.getvalue()
 
 
 def _order_of(pictures: Pictures) -> str:
@@ -152,27 +133,10 @@ def _score_names(pictures: Pictures) -> dict[str, str]:
     return {name: SCORE_NAMES.get(name, name.replace("_", " ")) for name in dict.fromkeys([*known, *present])}
 
 
-def _interval(ci95: Sequence[float | None], form: str = ".3f") -> str:
-    low, high = ci95
-    return "none" if low is None or high is None else f"{low:{form}} to {high:{form}}".replace("-", "−")
-
-
 def _yield_interval(ci95: Sequence[float]) -> str:
     low, high = ci95
     return f"{significant(low, 4)} to {significant(high, 4)}"
 
 
-def _difference(value: float) -> str:
-    return f"{value:+.3f}".replace("-", "−")
-
-
 def _score(value: float | None) -> str:
     return "–" if value is None else significant(value, 3).replace("-", "−")
-
-
-def _pretty(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, indent=1, ensure_ascii=False)
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"

@@ -10,6 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from monai_diverse.datasheet import AUDIT, NO_AUDIT, audit_digest, audit_lines
 from monai_diverse.errors import RecipeError
 from monai_diverse.storage import read_json, sha256_of, write_atomic, write_json
 
@@ -24,6 +25,7 @@ class ModelCard:
         class_names: one a class; empty for 'class 0', 'class 1' and so on.
         licence: of the data that it was trained on.
         mirror: whether it was trained on images mirrored left-right too.
+        patch: squares of so many pixels are channels to the network; see `TrainConfig`.
     """
 
     name: str
@@ -31,6 +33,7 @@ class ModelCard:
     class_names: tuple[str, ...] = ()
     licence: str = "unknown"
     mirror: bool = False
+    patch: int = 1
 
     def __post_init__(self) -> None:
         names = self.class_names or tuple(f"class {c}" for c in range(self.classes))
@@ -40,7 +43,7 @@ class ModelCard:
 
 
 def write_card(folder: Path) -> None:
-    """Writes `CARD.md` and `loss.png` from the JSON files beside the model: model, training, split and, if measured, quality."""
+    """Writes `CARD.md` and `loss.png` from the JSON files beside the model: model, training, split and, if measured, quality and audit."""
     model, training, split = (read_json(folder / f"{name}.json") for name in ("model", "training", "split"))
     quality = folder / "quality.json"
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
@@ -67,15 +70,33 @@ def write_card(folder: Path) -> None:
             }
         ),
         "",
-        "The stop is the lowest loss on the validation bank. A model that trains on drifts towards its training images,",
-        "and may do so before that point (Garnier-Brun et al. 2026): no privacy guarantee is given.",
+        *_stop(folder),
         "",
         "![losses](loss.png)",
         "",
     ]
+    lines += _audit(folder / AUDIT)
     if quality.is_file():
         lines += _quality(read_json(quality))
     write_atomic(folder / "CARD.md", "\n".join(lines).encode())
+
+
+def _stop(folder: Path) -> list[str]:
+    twins = folder / "twins" / AUDIT
+    said = "The stop is the lowest loss on the validation bank"
+    advice = read_json(twins).get("advice") if twins.is_file() else None
+    if advice:
+        said += f" up to the {advice['name']} stop that twins gave, step {advice['step']} (`twins/audit.html`)"
+    return [
+        f"{said}. A model that trains on drifts towards its training images,",
+        "and may do so before the loss is lowest (Garnier-Brun et al. 2026): no privacy guarantee is given.",
+    ]
+
+
+def _audit(file: Path) -> list[str]:
+    if not file.is_file():
+        return ["## Leakage audit", "", NO_AUDIT, ""]
+    return ["## Leakage audit", "", *(f"- {line}" for line in audit_lines(audit_digest(read_json(file)))), ""]
 
 
 def write_model_json(folder: Path, card: ModelCard) -> None:

@@ -61,7 +61,7 @@ class TrainingState:
 
 def identity_of(data: TrainingData, config: TrainConfig) -> dict[str, Any]:
     """All that decides the weights of a step, which a resumed training must share: settings and split, as JSON."""
-    free = ("steps", "snapshot_every", "device")
+    free = ("steps", "snapshots", "device")
     settings = {name: value for name, value in asdict(config).items() if name not in free}
     return {"config": settings | {"channels": list(config.channels)}, "split": data.split}
 
@@ -101,7 +101,8 @@ def take_up(state: TrainingState, out: Path, identity: dict[str, Any]) -> None:
         return
     try:
         content = torch.load(path, weights_only=True, map_location="cpu")
-        same = content["settings"] == identity
+        held = content["settings"]
+        same = held | {"config": {"patch": 1} | held["config"]} == identity  # before there were patches, every pixel was one
         if same:
             state.unet.load_state_dict(content["unet"])
             state.average.load_state_dict(content["average"])

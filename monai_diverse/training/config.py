@@ -23,13 +23,15 @@ class TrainConfig:
         label_dropout: share of images whose label is replaced by the null class, for classifier-free guidance.
         mirror: mirror images left-right at random. The copy gate then needs mirrored training images too.
         channels: feature maps at each resolution; each further entry halves the resolution.
+        patch: squares of so many pixels become channels before the network sees them (space to depth), and back behind it; 2 makes
+            steps about four times cheaper.
         layers: residual blocks a resolution.
         dropout: inside the residual blocks.
         calibration_parts: one in so many training images (by group) is set aside, unseen, to calibrate the screen.
         twin_correlation: images whose pixels correlate above this count as one group.
         validation_draws: fixed (timestep, noise) pairs for each validation image.
         check_every: steps between looks at the validation bank, where progress is kept too.
-        snapshot_every: steps between snapshots of the averaged weights in `snapshots/`; 0 for none.
+        snapshots: steps whose averaged weights are kept in `snapshots/STEP`.
         seed: decides split, initial weights, batches, timesteps and noise; 0 to 2**31 - 1.
         device: where to compute.
     """
@@ -42,18 +44,19 @@ class TrainConfig:
     label_dropout: float = 0.1
     mirror: bool = True
     channels: tuple[int, ...] = (32, 64, 128)
+    patch: int = 1
     layers: int = 1
     dropout: float = 0.1
     calibration_parts: int = 5
     twin_correlation: float = 0.95
     validation_draws: int = 16
     check_every: int = 250
-    snapshot_every: int = 0
+    snapshots: tuple[int, ...] = ()
     seed: int = 0
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "check_every", "validation_draws", "layers"):
+        for name in ("steps", "batch_size", "check_every", "validation_draws", "patch", "layers"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name}: expected at least 1, got {getattr(self, name)}")
         for name in ("ema_decay", "label_dropout", "dropout"):
@@ -76,14 +79,14 @@ def build_unet(config: TrainConfig, *, image_channels: int, size: tuple[int, ...
     Raises:
         DataError: images that are not 2D squares, or whose side the network cannot halve often enough.
     """
-    halvings = 2 ** (len(config.channels) - 1)
-    if len(size) != 2 or size[0] != size[1] or size[0] % halvings:
-        raise DataError(f"images: expected 2D squares whose side is a multiple of {halvings}, got {size}; pad or resize them")
     levels = len(config.channels)
+    multiple = config.patch * 2 ** (levels - 1)
+    if len(size) != 2 or size[0] != size[1] or size[0] % multiple:
+        raise DataError(f"images: expected 2D squares whose side is a multiple of {multiple}, got {size}; pad or resize them")
     return UNet2DModel(
-        sample_size=size[0],
-        in_channels=image_channels,
-        out_channels=image_channels,
+        sample_size=size[0] // config.patch,
+        in_channels=image_channels * config.patch**2,
+        out_channels=image_channels * config.patch**2,
         layers_per_block=config.layers,
         block_out_channels=config.channels,
         down_block_types=("DownBlock2D",) * (levels - 1) + ("AttnDownBlock2D",),

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
+from torch.nn import functional
 
 from monai_diverse.data import LabelledImages
 
@@ -53,7 +54,16 @@ class Batch:
 
 
 def draw_batch(
-    images: Tensor, labels: Tensor, scheduler: DDPMScheduler, *, size: int, null: int, label_dropout: float, mirror: bool, generator: torch.Generator
+    images: Tensor,
+    labels: Tensor,
+    scheduler: DDPMScheduler,
+    *,
+    size: int,
+    null: int,
+    label_dropout: float,
+    mirror: bool,
+    generator: torch.Generator,
+    patch: int = 1,
 ) -> Batch:
     """Draws images with replacement, timesteps stratified over the schedule, noise, and drops some labels.
 
@@ -66,6 +76,7 @@ def draw_batch(
         label_dropout: share of labels to drop.
         mirror: mirror half of the images left-right.
         generator: the only source of randomness.
+        patch: see `TrainConfig`.
     """
     picks = torch.randint(len(images), (size,), generator=generator)
     clean, chosen = images[picks], labels[picks].clone()
@@ -73,17 +84,17 @@ def draw_batch(
         flip = torch.rand(size, generator=generator) < 0.5
         clean = torch.where(flip[:, None, None, None], clean.flip(-1), clean)
     chosen[torch.rand(size, generator=generator) < label_dropout] = null
-    return _noised(clean, chosen, scheduler, _stratified(size, scheduler, generator), generator)
+    return _noised(functional.pixel_unshuffle(clean, patch), chosen, scheduler, _stratified(size, scheduler, generator), generator)
 
 
-def validation_bank(data: LabelledImages, scheduler: DDPMScheduler, *, draws: int, seed: int) -> list[Batch]:
+def validation_bank(data: LabelledImages, scheduler: DDPMScheduler, *, draws: int, seed: int, patch: int = 1) -> list[Batch]:
     """Fixed (timestep, noise) pairs for each image, so that losses of different steps compare.
 
     Returns:
         `draws` batches, each with every image once; timesteps are stratified over the batches.
     """
     generator = generator_for(seed, 1)
-    clean, labels = to_model_range(torch.from_numpy(data.images)), torch.from_numpy(data.labels)
+    clean, labels = functional.pixel_unshuffle(to_model_range(torch.from_numpy(data.images)), patch), torch.from_numpy(data.labels)
     timesteps = torch.stack([_stratified(draws, scheduler, generator)[torch.randperm(draws, generator=generator)] for _ in range(len(data))])
     return [_noised(clean, labels, scheduler, timesteps[:, d], generator) for d in range(draws)]
 

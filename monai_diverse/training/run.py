@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from monai_diverse.errors import RecipeError
 from monai_diverse.storage import make_folder, write_atomic, write_json
+from monai_diverse.training.card import ModelCard, write_model_json
 from monai_diverse.training.checkpoint import TrainingState, identity_of, keep, save_unet, take_up
 from monai_diverse.training.config import TrainConfig, build_scheduler
 from monai_diverse.training.objective import Batch, bank_loss, draw_batch, generator_for, to_model_range, validation_bank
@@ -37,16 +38,22 @@ class Progress:
     best_step: int
 
 
-def train(data: TrainingData, out: Path, config: TrainConfig) -> Iterator[Progress]:
+def train(data: TrainingData, out: Path, config: TrainConfig, card: ModelCard | None = None) -> Iterator[Progress]:
     """Trains until `config.steps`, yielding after each; takes up what `out` holds.
 
     Every `config.check_every` steps it looks at the validation bank and keeps a checkpoint.
 
-    Writes `unet/` (averaged weights with the lowest validation loss so far) and `scheduler/` in diffusers' layout,
-    `split.json`, `training.json` (settings and losses) and a checkpoint to resume from.
+    Writes `unet/` (averaged weights with the lowest validation loss so far) and `scheduler/` in diffusers' layout, `model.json`,
+    `split.json`, `training.json` (settings and losses) and a checkpoint to resume from. Each folder in `snapshots/` is such a model too.
+
+    Args:
+        data: what to train on; see `prepare`.
+        out: folder.
+        config: settings.
+        card: what the model says of itself; None: its folder's name.
 
     Raises:
-        RecipeError: `out` holds another training, or the loss became infinite.
+        RecipeError: `out` holds another training or more steps, or the loss became infinite.
         DataError: a checkpoint in `out` that cannot be read, or images that the network cannot take.
         StorageError: the disk refuses; the last checkpoint is intact.
     """
@@ -54,21 +61,34 @@ def train(data: TrainingData, out: Path, config: TrainConfig) -> Iterator[Progre
     make_folder(out)
     identity, scheduler = identity_of(data, config), build_scheduler()
     take_up(state, out, identity)
+    if state.step > config.steps:
+        raise RecipeError(f"steps: expected at least {state.step}, which {out} holds already, got {config.steps}; use another folder")
     write_json(out / "split.json", data.split)
-    write_atomic(make_folder(out / "scheduler") / "scheduler_config.json", scheduler.to_json_string().encode())
-    bank = validation_bank(data.validation, scheduler, draws=config.validation_draws, seed=config.seed)
+    card = card or ModelCard(name=out.name, classes=data.classes, class_names=data.class_names)
+    card = replace(card, mirror=config.mirror, patch=config.patch)
+    _describe(out, card, scheduler)
+    bank = validation_bank(data.validation, scheduler, draws=config.validation_draws, seed=config.seed, patch=config.patch)
     images, labels = to_model_range(torch.from_numpy(data.seen.images)), torch.from_numpy(data.seen.labels)
     losses: list[float] = []
     while state.step < config.steps:
         losses.append(_step(state, images, labels, scheduler, data.classes, config))
         mean = float(np.mean(losses))
-        if state.step % config.check_every == 0 or state.step == config.steps:
+        due = state.step % config.check_every == 0 or state.step == config.steps
+        if due:
             _check(state, mean, bank, out)
+        if state.step in config.snapshots:  # before the checkpoint: what is resumed from there never comes by this step again
+            kept = out / "snapshots" / f"{state.step:06d}"
+            save_unet(state.average.module, kept / "unet")
+            _describe(kept, card, scheduler)
+        if due:
             keep(state, out, identity)
             losses.clear()
-        if config.snapshot_every and state.step % config.snapshot_every == 0:
-            save_unet(state.average.module, out / "snapshots" / f"{state.step:06d}")
         yield Progress(state.step, mean, state.history[-1][2] if state.history else None, state.best_step)
+
+
+def _describe(folder: Path, card: ModelCard, scheduler: DDPMScheduler) -> None:
+    write_model_json(folder, card)
+    write_atomic(make_folder(folder / "scheduler") / "scheduler_config.json", scheduler.to_json_string().encode())
 
 
 def _check(state: TrainingState, train_loss: float, bank: list[Batch], out: Path) -> None:
@@ -84,7 +104,15 @@ def _check(state: TrainingState, train_loss: float, bank: list[Batch], out: Path
 def _step(state: TrainingState, images: Tensor, labels: Tensor, scheduler: DDPMScheduler, null: int, config: TrainConfig) -> float:
     generator = generator_for(config.seed, 2, state.step)
     batch = draw_batch(
-        images, labels, scheduler, size=config.batch_size, null=null, label_dropout=config.label_dropout, mirror=config.mirror, generator=generator
+        images,
+        labels,
+        scheduler,
+        size=config.batch_size,
+        null=null,
+        label_dropout=config.label_dropout,
+        mirror=config.mirror,
+        generator=generator,
+        patch=config.patch,
     ).to(config.device)
     for group in state.optimizer.param_groups:
         group["lr"] = config.learning_rate * min(1.0, (state.step + 1) / max(1, config.warmup))
