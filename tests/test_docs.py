@@ -36,7 +36,7 @@ def test_commands_and_options_exist(capsys: pytest.CaptureFixture[str], monkeypa
     monkeypatch.setenv("COLUMNS", "300")
     lines = [line for block in _blocks("bash") for line in block.splitlines()] + re.findall(r"`(monai-diverse [^`]+)`", README)
     commands = [shlex.split(line, comments=True) for line in lines if line.startswith("monai-diverse")]
-    assert {words[1] for words in commands} == {"demo", "train", "grow", "inspect", "verify", "export"}
+    assert {words[1] for words in commands} == {"demo", "train", "grow", "inspect", "verify", "export", "audit"}
     for words in commands:
         assert main([words[1], "--help"]) == 0
         text = capsys.readouterr().out
