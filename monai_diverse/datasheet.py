@@ -132,7 +132,7 @@ def audit_digest(audit: Mapping[str, Any]) -> dict[str, Any]:
     p = None if verdict["p"] is None else _number(verdict["p"], 0, 1)
     tolerance = None if verdict["tolerance"] is None else _number(verdict["tolerance"], 0)
     bias = {**_figure({"value": verdict["bias"], "ci": verdict["ci"]}), "p": p}
-    control = audit.get("control")
+    control, membership = audit.get("control"), audit.get("membership")
     judged = [row for row in audit.get("samplers", ()) if row["name"] == verdict["sampler"]]
     return {
         "kind": "model",
@@ -143,6 +143,7 @@ def audit_digest(audit: Mapping[str, Any]) -> dict[str, Any]:
         "settings": any(row.get(name) is not None for row in judged for name in _SETTINGS),
         "bias": bias,
         "control": None if control is None else _figure(control["bias"]),
+        "membership": None if membership is None else _figure(membership["auc"]),
         "confidence": _number(audit["confidence"], 0, 1),
         "tolerance": tolerance,
         "patients": sets.get("groups_from") != "near-duplicates",
@@ -158,6 +159,10 @@ def audit_lines(found: Mapping[str, Any]) -> list[str]:
     control = "no control: what unseen images score is not known"
     if found["control"] is not None:
         control = f"held-out real images in the place of samples: {_figure_in_words(found['control'], level)}"
+    auc = found["membership"]
+    known = (
+        [] if auc is None else [f"the network's loss tells training images from unseen ones with AUC {_figure_in_words(auc, level)}; +0.5 is chance"]
+    )
     test = "" if bias["p"] is None else f", p = {bias['p']:.2g}"
     tolerance = "no tolerance given" if found["tolerance"] is None else f"{found['word'] or 'no verdict'} at a tolerance of {found['tolerance']:g}"
     subject = [f"audited: {_SUBJECTS[found['subject']]}"] if "subject" in found else []
@@ -167,6 +172,7 @@ def audit_lines(found: Mapping[str, Any]) -> list[str]:
         *([] if found["patients"] else [NO_PATIENTS]),
         f"bias of sampler {found['sampler']}: {_figure_in_words(bias, level)}{test}; {tolerance}; above 0 is nearer to training patients",
         control,
+        *known,
         f"compared with {train['images']} training images of {train['groups']} patients or groups, and {heldout['images']} unseen ones of"
         f" {heldout['groups']}",
         *subject,
