@@ -21,12 +21,14 @@ from monai_diverse.audit.samplers import Draws, default_samplers
 from monai_diverse.audit.sets import AuditSets
 from monai_diverse.bank import BankHeader, BankWriter, SampleBank
 from monai_diverse.data import LabelledImages
+from monai_diverse.datasheet import audit_digest, audit_lines
 from monai_diverse.errors import DataError, RecipeError
 from monai_diverse.sampling import NoiseSchedule, Shield
 from monai_diverse.sources import BuiltinSource, CallableSource, FolderSource
-from monai_diverse.sources.builtin import builtin_data
+from monai_diverse.sources.builtin import ASSETS, builtin_data
 from monai_diverse.sources.conditioning import Conditioning
 from monai_diverse.sources.diffusion import DiffusionSource
+from monai_diverse.storage import read_json
 
 BETAS = NoiseSchedule.from_diffusers({"num_train_timesteps": 200, "beta_schedule": "squaredcos_cap_v2"})
 FLOW = NoiseSchedule.from_flow(200)
@@ -455,3 +457,9 @@ def test_the_shipped_model_end_to_end() -> None:
     assert summary["class_names"] == ["malignant", "normal or benign"]
     assert summary["samplers"][1]["against_first"]["bias"]["ci"] is not None
     assert 0 < summary["samplers"][0]["own_nearer"]["value"] < 1
+
+
+def test_the_shipped_models_card_has_the_audit_of_its_weights() -> None:
+    found = audit_digest(read_json(ASSETS / "audit.json"))
+    assert found["source"]["fingerprint"] == BuiltinSource().fingerprint
+    assert all(f"- {line}" in (ASSETS / "CARD.md").read_text() for line in audit_lines(found))
