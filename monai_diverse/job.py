@@ -16,7 +16,7 @@ from monai_diverse.recipe import Component, Recipe
 from monai_diverse.sampling import Guide
 from monai_diverse.screening import FittedScreen, NoveltyScreen
 from monai_diverse.sources import SampleSource
-from monai_diverse.storage import fingerprint_of, sha256_of
+from monai_diverse.storage import fingerprint_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class Job:
             guide=_fit_guide(settings, recipe, source, real),
             guide_settings=_in_words(settings),
             label_shares=_label_shares(recipe, source, fitted.real.reference.labels),
-            data_hashes={name: sha256_of(images.images.tobytes() + images.labels.tobytes()) for name, images in real.items()},
+            data_hashes={name: images.sha256() for name, images in real.items()},
             control=fitted.yield_of(real["control"]).as_json() if "control" in real else None,
             real=real,
         )

@@ -12,8 +12,8 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from monai_diverse.audit import BiasVerdict, Effect, Membership, ModelAudit, Sampler, audit_model, audit_steps
+from monai_diverse.audit.denoising import loss_factor
 from monai_diverse.audit.distances import FLOOR
-from monai_diverse.audit.membership import loss_factor
 from monai_diverse.audit.memorisation import LEAST_IN_A_CELL, Memorisation
 from monai_diverse.audit.nearest import OTHER, OUT, OWN
 from monai_diverse.audit.one_model import AuditSettings

@@ -1,3 +1,4 @@
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -196,3 +197,15 @@ def test_split_needs_enough_groups() -> None:
     data = blobs(6, 0)
     with pytest.raises(DataError, match="at least 5 groups"):
         split_by_group(data, 5, seed=0)
+
+
+def test_the_hash_is_of_the_content_whatever_its_layout() -> None:
+    rng = np.random.default_rng(0)
+    images, labels = rng.random((4, 1, 3, 5), dtype=np.float32), np.array([0, 1, 0, 1])
+    plain = LabelledImages(images=images, labels=labels)
+    turned = LabelledImages(images=np.asfortranarray(images), labels=np.repeat(labels, 2)[::2])
+    assert plain.sha256() == turned.sha256() == hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
+    assert len({plain.sha256(), plain.sha256(groups=True), LabelledImages(images=images, labels=1 - labels).sha256()}) == 3
+    grouped = LabelledImages(images=images, labels=labels, groups=np.array([0, 0, 1, 1]))
+    assert grouped.sha256() == plain.sha256()
+    assert grouped.sha256(groups=True) != plain.sha256(groups=True)

@@ -7,8 +7,9 @@ from monai_diverse.audit.samplers import Sampler
 from monai_diverse.audit.stopping import BiasMonitor, BiasRecord, watch
 from monai_diverse.audit.stops import Stop
 from monai_diverse.audit.trainer import TwinTrainer, UNetTrainer
+from monai_diverse.audit.twin_recipe import TwinRecipe
 from monai_diverse.audit.twin_result import TwinAudit
-from monai_diverse.audit.twins import TwinProgress, TwinRecipe, audit_twins, twin_result, twin_steps
+from monai_diverse.audit.twins import TwinProgress, audit_twins, twin_result, twin_steps
 from monai_diverse.audit.verdict import BiasVerdict
 
 __all__ = [

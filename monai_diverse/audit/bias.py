@@ -12,9 +12,10 @@ import numpy.typing as npt
 from scipy import stats
 
 from monai_diverse.audit.distances import Views, class_distances
-from monai_diverse.audit.nearest import OTHER, OUT, OWN, DoubleArray, Near, Sides, smallest
+from monai_diverse.audit.nearest import OTHER, OUT, OWN, Near, Sides, smallest
 from monai_diverse.data import FloatArray, IntArray
 from monai_diverse.errors import DataError
+from monai_diverse.information.neighbours import DoubleArray
 
 CONFIDENCE = 0.95
 ROUNDING = 1e-6

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from monai_diverse.data import LabelledImages
+from monai_diverse.information.neighbours import DoubleArray
 from monai_diverse.sampling.schedule import NoiseSchedule
 from monai_diverse.sources.diffusion import DiffusionSource
-
-DoubleArray = npt.NDArray[np.float64]
 
 
 def loss_levels(schedule: NoiseSchedule, count: int) -> list[int]:
@@ -38,45 +36,28 @@ def noised(source: DiffusionSource, images: Tensor, index: int, seed: int) -> tu
     return abar.sqrt() * clean + (1 - abar).sqrt() * noise, clean
 
 
-def denoising_losses(source: DiffusionSource, data: LabelledImages, indices: list[int], seed: int) -> DoubleArray:
-    """Mean squared error of what the network predicts (noise, velocity, image or flow), as it was trained.
+def loss_factor(source: DiffusionSource, index: int) -> float:
+    """Squared error of the prediction over that of the clean image, from x = alpha x0 + sigma eps (`Denoiser`)."""
+    alpha2 = float(source.schedule.alphas_cumprod[index])
+    if source.prediction_type in ("flow", "rflow"):
+        return float(source.schedule.flow_time(torch.tensor(index))) ** -2
+    return {"epsilon": alpha2 / (1 - alpha2), "v_prediction": 1 / (1 - alpha2), "sample": 1.0}[source.prediction_type]
 
-    With x = a x0 + s eps, the error of the predicted noise is a / s times that of the predicted clean image, that of a velocity 1 / s times.
+
+def denoised(source: DiffusionSource, data: LabelledImages, index: int, seed: int) -> tuple[DoubleArray, Tensor]:
+    """What the network makes of noised images, from one evaluation each.
 
     Args:
         source: a diffusion model.
-        data: images that the loss is taken of, with their labels.
-        indices: of the schedule.
+        data: images with their labels.
+        index: of the schedule.
         seed: of the noise, which is the same for every model of this shape.
 
     Returns:
-        (n, levels).
+        (n,) mean squared error of what it predicts (noise, velocity, image or flow), as it was trained, and the noise that it sees in the
+        images, (n, ...) in the model's space.
     """
-    labels, images = torch.from_numpy(data.labels), torch.from_numpy(data.images)
-    return np.stack([_loss(source, images, labels, index, seed) for index in indices], axis=1)
-
-
-def predicted_noise(source: DiffusionSource, data: LabelledImages, index: int, seed: int) -> Tensor:
-    """The noise that the network sees in noised images, (n, ...) in the model's space; arguments as in `denoising_losses`."""
-    labels, images = torch.from_numpy(data.labels), torch.from_numpy(data.images)
-    states, _ = noised(source, images, index, seed)
-    abar = source.schedule.at(torch.tensor(index))
-    return (states - abar.sqrt() * source.denoise(states, labels, index)) / (1 - abar).sqrt()
-
-
-def _loss(source: DiffusionSource, images: Tensor, labels: Tensor, index: int, seed: int) -> DoubleArray:
-    states, clean = noised(source, images, index, seed)
-    error = (source.denoise(states, labels, index) - clean).flatten(1).double().square().mean(1)
-    loss: DoubleArray = (error * _weight(source, index)).numpy()
-    return loss
-
-
-def _weight(source: DiffusionSource, index: int) -> float:
-    abar = float(source.schedule.at(torch.tensor(index)))
-    if source.prediction_type == "epsilon":
-        return abar / (1 - abar)
-    if source.prediction_type == "v_prediction":
-        return 1 / (1 - abar)
-    if source.prediction_type == "sample":
-        return 1.0
-    return 1 / float(source.schedule.flow_time(torch.tensor(index))) ** 2
+    states, clean = noised(source, torch.from_numpy(data.images), index, seed)
+    guess, abar = source.denoise(states, torch.from_numpy(data.labels), index), source.schedule.at(torch.tensor(index))
+    losses: DoubleArray = loss_factor(source, index) * (guess - clean).flatten(1).double().square().mean(1).numpy()
+    return losses, (states - abar.sqrt() * guess) / (1 - abar).sqrt()

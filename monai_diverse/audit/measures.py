@@ -12,10 +12,11 @@ import numpy.typing as npt
 from monai_diverse.audit.bias import Contrast, Leaning
 from monai_diverse.audit.distances import Views, class_distances, embedded
 from monai_diverse.audit.memorisation import Memorisation
-from monai_diverse.audit.nearest import OTHER, OUT, OWN, DoubleArray, Sides
+from monai_diverse.audit.nearest import OTHER, OUT, OWN, Sides
 from monai_diverse.audit.sets import AuditSets
 from monai_diverse.data import FloatArray, IntArray, LabelledImages
 from monai_diverse.features import FeatureExtractor
+from monai_diverse.information.neighbours import DoubleArray
 
 SHOWN = 24
 

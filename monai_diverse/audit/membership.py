@@ -10,9 +10,11 @@ import numpy as np
 import torch
 
 from monai_diverse.audit.bias import CONFIDENCE, Effect
-from monai_diverse.audit.nearest import OTHER, OWN, DoubleArray, Sides
+from monai_diverse.audit.denoising import loss_factor
+from monai_diverse.audit.nearest import OTHER, OWN, Sides
 from monai_diverse.data import FloatArray, IntArray
 from monai_diverse.errors import RecipeError
+from monai_diverse.information.neighbours import DoubleArray
 from monai_diverse.sampling import NoiseSchedule
 from monai_diverse.sources import DiffusionSource
 
@@ -98,14 +100,6 @@ class Membership:
             )
         total = np.sum([loss / max(loss.std(), 1e-30) for loss in losses], axis=0)
         return {"draws": self.draws, "levels": levels, "auc": _percentiles(_Compared(total, labels, sides).auc(weights)).as_json()}
-
-
-def loss_factor(source: DiffusionSource, index: int) -> float:
-    """Squared error of the prediction over that of the clean image, from x = alpha x0 + sigma eps (`Denoiser`)."""
-    alpha2 = float(source.schedule.alphas_cumprod[index])
-    if source.prediction_type in ("flow", "rflow"):
-        return float(source.schedule.flow_time(torch.tensor(index))) ** -2
-    return {"epsilon": alpha2 / (1 - alpha2), "v_prediction": 1 / (1 - alpha2), "sample": 1.0}[source.prediction_type]
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from monai_diverse.data import FloatArray, IntArray
+from monai_diverse.information.neighbours import DoubleArray
 
-DoubleArray = npt.NDArray[np.float64]
 Sides = npt.NDArray[np.int8]
 """Which set each real image is in: `OWN`, `OTHER`, or `OUT` of both."""
 

@@ -12,7 +12,6 @@ import numpy as np
 from monai_diverse.audit.bias import CONFIDENCE, Effect
 from monai_diverse.audit.measures import Bench, Measured, closest_pairs
 from monai_diverse.audit.membership import Membership
-from monai_diverse.audit.nearest import DoubleArray
 from monai_diverse.audit.samplers import Draws, Sampler, checked, default_samplers
 from monai_diverse.audit.sets import AuditSets, require_shape
 from monai_diverse.audit.subject import Audited, Subject, stored
@@ -20,6 +19,7 @@ from monai_diverse.audit.verdict import LIMITS, BiasVerdict, check_tolerance
 from monai_diverse.data import FloatArray, IntArray, LabelledImages
 from monai_diverse.errors import RecipeError
 from monai_diverse.features import FeatureExtractor, PixelFeatures
+from monai_diverse.information.neighbours import DoubleArray
 from monai_diverse.sources import DiffusionSource, SampleSource
 from monai_diverse.version import __version__
 
@@ -151,7 +151,6 @@ def audit_steps(
     subject = Subject.of(source, chosen.mirrored)
     sets = AuditSets.of(train, heldout, groups, chosen.twin_correlation, mirrored=subject.mirrored)
     sets = sets.one_class() if subject.classes == 1 else sets
-    names = subject.names(int(sets.labels.max()) + 1)
     bench = Bench(sets=sets, features=chosen.features, mirrored=subject.mirrored, permutations=chosen.permutations, seed=chosen.seed)
     found = _Found()
     yield from _samples(source, bench, chosen, found)
@@ -161,6 +160,22 @@ def audit_steps(
             membership = report
             yield AuditProgress(stage="membership", share=share)
     yield AuditProgress(stage="control", share=0)
+    audit = _concluded(bench, chosen, subject, found, membership, started)
+    yield AuditProgress(stage="done", share=1, audit=audit)
+
+
+@dataclass(eq=False)
+class _Found:
+    """What the samplers have given so far: of each what it is, and what was measured."""
+
+    about: list[dict[str, Any]] = field(default_factory=list)
+    measured: dict[str, Measured] = field(default_factory=dict)
+    seeds: list[int] | None = None
+
+
+def _concluded(bench: Bench, chosen: AuditSettings, subject: Subject, found: _Found, membership: dict[str, Any] | None, started: float) -> ModelAudit:
+    """From all that was measured to the verdict, the closest pairs and the summary."""
+    sets, names = bench.sets, subject.names(int(bench.sets.labels.max()) + 1)
     first, name = found.measured[found.about[0]["name"]], found.about[0]["name"]
     rows = [about | found.measured[about["name"]].as_json(names, first if i else None) for i, about in enumerate(found.about)]
     control = bench.control()
@@ -192,16 +207,7 @@ def audit_steps(
         "limits": list(LIMITS),
         "seconds": time.perf_counter() - started,
     }
-    yield AuditProgress(stage="done", share=1, audit=ModelAudit(summary=summary, verdict=verdict, pictures=pictures))
-
-
-@dataclass(eq=False)
-class _Found:
-    """What the samplers have given so far: of each what it is, and what was measured."""
-
-    about: list[dict[str, Any]] = field(default_factory=list)
-    measured: dict[str, Measured] = field(default_factory=dict)
-    seeds: list[int] | None = None
+    return ModelAudit(summary=summary, verdict=verdict, pictures=pictures)
 
 
 def _samples(source: Audited, bench: Bench, chosen: AuditSettings, found: _Found) -> Iterator[AuditProgress]:

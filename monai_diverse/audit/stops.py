@@ -8,10 +8,10 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy import stats
 
-DoubleArray = npt.NDArray[np.float64]
+from monai_diverse.information.neighbours import DoubleArray
+
 FEWEST = 3
 """Pairs from which on their spread says something of other trainings."""
 CENSORED = "the lowest test loss is unresolved"

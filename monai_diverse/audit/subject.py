@@ -11,7 +11,6 @@ from monai_diverse.bank import SampleBank
 from monai_diverse.data import LabelledImages
 from monai_diverse.errors import DataError
 from monai_diverse.sources import SampleSource
-from monai_diverse.storage import sha256_of
 
 Audited = SampleSource | SampleBank | LabelledImages
 
@@ -50,7 +49,7 @@ class Subject:
             found = any((origin.recipe.get("generator_train") or {}).get("mirrored", False) for origin in source.origins)
             classes, names = header.classes, tuple(header.source.get("class_names") or ())
         elif isinstance(source, LabelledImages):
-            about = {"name": "images", "fingerprint": sha256_of(source.images.tobytes() + source.labels.tobytes()), "licence": "unknown"}
+            about = {"name": "images", "fingerprint": source.sha256(), "licence": "unknown"}
             found, classes, names = False, None, ()
         else:
             raise DataError(f"source: expected a SampleSource, a SampleBank or LabelledImages, got {type(source).__name__}")

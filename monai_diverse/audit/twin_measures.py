@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from scipy.spatial.distance import cdist
+from torch import Tensor
 from torch.nn import functional
 
-from monai_diverse.audit.denoising import denoising_losses, loss_levels, predicted_noise
+from monai_diverse.audit.denoising import denoised, loss_levels
 from monai_diverse.audit.distances import Views, class_distances, embedded
 from monai_diverse.data import FloatArray, IntArray, LabelledImages
 from monai_diverse.errors import DataError
@@ -109,14 +110,15 @@ def measure(
     other = np.stack([_two_nearest(drawn[twin], tables[1 - twin])[:, 0] for twin in (0, 1)])
     indices = loss_levels(sources[0].schedule, LEVELS)
     known, tested = embedded(features, evenly(test, COMPARED).images, mirrored=False)[0], evenly(test, TESTED)
+    of_test = [[denoised(source, tested, index, seed) for index in indices] for source in sources]
     return Measures(
-        similarity=_cosine(drawn[0][0], drawn[1][0]),
+        similarity=_cosine(*(torch.from_numpy(views[0]) for views in drawn)),
         own=own[..., 0],
         other=other,
         copies=own[..., 0] < GAP * own[..., 1],
-        test_losses=np.stack([denoising_losses(source, tested, indices, seed).mean(1) for source in sources]),
+        test_losses=np.stack([np.mean([losses for losses, _ in levels], axis=0) for levels in of_test]),
         train_losses=_train_losses(sources, seen, indices, seed, len(tested)),
-        divergence=np.stack([_divergence(sources, tested, index, seed) for index in indices]),
+        divergence=np.stack([1 - _cosine(a.flatten(1), b.flatten(1)) for (_, a), (_, b) in zip(*of_test, strict=True)]),
         noise_ratios=sources[0].schedule.noise_ratio(torch.tensor(indices)).double().numpy(),
         quality=np.array([energy_distance(views[0], known) for views in drawn]),
     )
@@ -197,18 +199,13 @@ def _nearest(images: FloatArray, data: LabelledImages, features: FeatureExtracto
     return found
 
 
-def _cosine(first: FloatArray, second: FloatArray) -> npt.NDArray[np.float64]:
-    return functional.cosine_similarity(torch.from_numpy(first).double(), torch.from_numpy(second).double()).numpy()
+def _cosine(first: Tensor, second: Tensor) -> npt.NDArray[np.float64]:
+    return functional.cosine_similarity(first.double(), second.double()).numpy()
 
 
 def _train_losses(
     sources: tuple[DiffusionSource, DiffusionSource], seen: tuple[LabelledImages, LabelledImages], indices: list[int], seed: int, most: int
 ) -> npt.NDArray[np.float64]:
     count = min(most, *(len(data) for data in seen))
-    rows = [np.linspace(0, len(data) - 1, count).round().astype(np.int64) for data in seen]
-    return np.stack([denoising_losses(s, data[r], indices, seed).mean(1) for s, data, r in zip(sources, seen, rows, strict=True)])
-
-
-def _divergence(sources: tuple[DiffusionSource, DiffusionSource], test: LabelledImages, index: int, seed: int) -> npt.NDArray[np.float64]:
-    first, second = (predicted_noise(source, test, index, seed).flatten(1).double() for source in sources)
-    return 1 - functional.cosine_similarity(first, second).numpy()
+    chosen = [evenly(data, count) for data in seen]
+    return np.stack([np.mean([denoised(s, data, index, seed)[0] for index in indices], axis=0) for s, data in zip(sources, chosen, strict=True)])

@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from monai_diverse.audit.distances import FLOOR
-from monai_diverse.audit.stops import Curve, DoubleArray, Stop, budget_stop, resample, strict_stop, utility_stop
+from monai_diverse.audit.stops import Curve, Stop, budget_stop, resample, strict_stop, utility_stop
 from monai_diverse.audit.twin_measures import Measures
+from monai_diverse.information.neighbours import DoubleArray
 from monai_diverse.version import __version__
 
 TWIN_LIMITS = (

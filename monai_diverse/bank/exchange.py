@@ -17,7 +17,7 @@ from monai_diverse.bank.format import BankHeader
 from monai_diverse.bank.store import SampleBank
 from monai_diverse.data import LabelledImages, available_splits, class_names, load_images, load_pictures
 from monai_diverse.errors import BankError, DataError, MissingExtraError, RecipeError
-from monai_diverse.storage import fingerprint_of, make_folder, new_folder, sha256_of
+from monai_diverse.storage import fingerprint_of, make_folder, new_folder
 
 ExportFormat = Literal["png", "npz", "nifti"]
 TABLE = "labels.csv"
@@ -98,7 +98,7 @@ def import_images(
     classes = len(known) or len(data.class_counts)
     if known and len(data.class_counts) > len(known):
         raise RecipeError(f"names: expected {len(data.class_counts)}, one a class, got {len(known)}")
-    content = sha256_of(data.images.tobytes() + data.labels.tobytes())
+    content = data.sha256()
     source = {"name": f"imported from {path.name}", "fingerprint": content, "licence": licence, "class_names": list(known) or None}
     recipe = {"imported": path.name, "split": split}
     header = BankHeader(

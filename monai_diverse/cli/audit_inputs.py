@@ -118,7 +118,7 @@ def find_sets(
         }
     names = {"train": list(train), "heldout": list(heldout)}
     recorded = f"{BUILTIN if data is None else data.name}, {SPLIT_FILE}"
-    told = {name: {"from": [Path(given).name for given in names[name]] or [recorded], "sha256": _hash(images)} for name, images in sets.items()}
+    told = {name: {"from": [Path(given).name for given in names[name]] or [recorded], "sha256": images.sha256()} for name, images in sets.items()}
     recorded_correlation = TWIN_CORRELATION if own is None else own.twin_correlation
     return AuditSetsGiven(
         train=sets["train"],
@@ -185,7 +185,7 @@ def _recorded(model: Path, data: Path) -> _Recorded:
         if not isinstance(twin_correlation, float) or not 0 < twin_correlation < 1:
             raise DataError(f"{file}: expected twin_correlation between 0 and 1, got {twin_correlation!r}")
         real = load_images(data, "train")
-        if split.get("data_sha256") != (sha256_of(data) if data.is_file() else _hash(real)):
+        if split.get("data_sha256") != (sha256_of(data) if data.is_file() else real.sha256()):
             raise DataError(f"--data: expected the images that the model was trained on, by the hash in {file}, got others in {data}")
         names = ("generator_train", "calibration")
         parts = [DataChoice(path=str(data), split_file=str(file), part=name, twin_correlation=twin_correlation).load(Path()) for name in names]
@@ -262,7 +262,3 @@ def _joined(parts: Sequence[LabelledImages], what: str) -> LabelledImages:
 
 def _without_groups(images: LabelledImages) -> LabelledImages:
     return LabelledImages(images=images.images, labels=images.labels)
-
-
-def _hash(images: LabelledImages) -> str:
-    return sha256_of(images.images.tobytes() + images.labels.tobytes())

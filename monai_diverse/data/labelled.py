@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,6 +47,13 @@ class LabelledImages:
     def group_ids(self) -> IntArray:
         """int64 (n,): `groups`, or one group an image where none were given."""
         return np.arange(len(self), dtype=np.int64) if self.groups is None else self.groups
+
+    def sha256(self, *, groups: bool = False) -> str:
+        """SHA-256 over images and labels, and groups if asked for, in hexadecimal."""
+        content = hashlib.sha256()
+        for array in (self.images, self.labels, self.group_ids)[: 3 if groups else 2]:
+            content.update(np.ascontiguousarray(array).data)
+        return content.hexdigest()
 
     @property
     def class_counts(self) -> list[int]:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from monai_diverse.bank import BankHeader, BankWriter, SampleBank
 from monai_diverse.data import IntArray, LabelledImages
 from monai_diverse.errors import DataError
-from monai_diverse.storage import fingerprint_of, sha256_of
+from monai_diverse.storage import fingerprint_of
 
 
 def duplicates_bank(path: Path, train: LabelledImages, like: SampleBank, *, seed: int, resume: bool = False) -> SampleBank:
@@ -33,7 +33,7 @@ def duplicates_bank(path: Path, train: LabelledImages, like: SampleBank, *, seed
         BankMismatchError: `path` holds another bank.
     """
     picks = _matching_picks(train.labels, like, np.random.default_rng(seed), repeat=True)
-    source = {"name": "repeated real training images", "fingerprint": _fingerprint(train)}
+    source = {"name": "repeated real training images", "fingerprint": train.sha256()}
     return _write(path, train, picks, like, recipe={"control": "duplicates", "seed": seed}, source=source, resume=resume)
 
 
@@ -56,7 +56,7 @@ def matched_bank(
         BankMismatchError: `path` holds another bank.
     """
     picks = _matching_picks(generated.labels, like, np.random.default_rng(seed), repeat=False)
-    origin = {"name": "generated images"} | (source or {}) | {"fingerprint": _fingerprint(generated)}
+    origin = {"name": "generated images"} | (source or {}) | {"fingerprint": generated.sha256()}
     return _write(path, generated, picks, like, recipe={"control": "random", "seed": seed}, source=origin, resume=resume)
 
 
@@ -91,7 +91,3 @@ def _write(
             # all in one append: an interrupted write leaves an empty bank, never a part
             writer.append(images.images[picks], images.labels[picks], picks, {}, {"count": len(picks)}, verdicts=["unscreened"] * len(picks))
         return writer.bank
-
-
-def _fingerprint(data: LabelledImages) -> str:
-    return sha256_of(data.images.tobytes() + data.labels.tobytes())

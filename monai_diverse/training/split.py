@@ -65,7 +65,7 @@ def prepare(path: Path, config: TrainConfig) -> TrainingData:
         raise DataError(f"{path}: expected val images that do not repeat train images, got near-duplicates only")
     split = {
         "data": path.name,
-        "data_sha256": sha256_of(path) if path.is_file() else sha256_of(real.images.tobytes() + real.labels.tobytes()),
+        "data_sha256": sha256_of(path) if path.is_file() else real.sha256(),
         "twin_correlation": config.twin_correlation,
         "seed": config.seed,
         "generator_train": seen.tolist(),
