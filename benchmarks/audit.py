@@ -4,8 +4,9 @@ python benchmarks/audit.py [--quick] [--json] [--data FOLDER]
 
 FOLDER holds pneumoniamnist_reordered.npz; without it, breast ultrasound alone is judged, which the package ships, and the other bars fail.
 
-In each repeat real images are divided by group into train, held-out, and a third part. The honest model draws images of the third part. The others do
-too, but a share of what they draw are training images, blurred and with noise. In "unequal" held-out images are few, as users have them.
+In each repeat real images are divided by group into train, held-out, and a third part. The honest model draws images of the third part, with
+replacement, as many as the audit asks a model for. The others do too, but a share of what they draw are training images, blurred and with noise. In
+"unequal" held-out images are few, as users have them.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ SHARES = {"none": 0.0, "1 %": 0.01, "5 %": 0.05, "20 %": 0.2, "all": 1.0}
 """What the planted models copy."""
 SIZES = {"pneumonia": (500, 500, 500), "breast": (250, 250, 250), "unequal": (2000, 400, 500)}
 """Images of the three parts."""
+IMAGES = 1000
+"""What a planted model draws: the audit's default."""
 FEWER = {"unequal": 60}
 """Repeats of a set whose audits take longer."""
 BLUR, NOISE = 0.7, 0.03
@@ -66,11 +69,12 @@ def parts_of(whole: LabelledImages, sizes: tuple[int, ...], rng: np.random.Gener
 
 def drawn(train: LabelledImages, third: LabelledImages, share: float, rng: np.random.Generator) -> LabelledImages:
     """What a model draws that copies this share of its training images."""
-    count = round(share * len(third))
-    places = rng.permutation(len(third))[:count]
+    count = round(share * IMAGES)
+    honest = third[rng.integers(0, len(third), IMAGES)]
+    places = rng.permutation(IMAGES)[:count]
     copied = rng.integers(0, len(train), count)
     blurred = gaussian_filter(train.images[copied], (0, 0, BLUR, BLUR))
-    images, labels = third.images.copy(), third.labels.copy()
+    images, labels = honest.images.copy(), honest.labels.copy()
     images[places] = np.clip(blurred + rng.normal(0, NOISE, blurred.shape), 0, 1)
     labels[places] = train.labels[copied]
     return LabelledImages(images=images, labels=labels)
@@ -162,7 +166,7 @@ def main() -> int:
         whole = pool(name, chosen.data)
         repeats = 10 if chosen.quick else FEWER.get(name, REPEATS)
         sets[name] = summarised([one_repeat(whole, SIZES[name], seed) for seed in tqdm(range(repeats), desc=name)])
-    settings = {"permutations": PERMUTATIONS, "shares": SHARES, "sizes": SIZES, "blur": BLUR, "noise": NOISE}
+    settings = {"permutations": PERMUTATIONS, "images": IMAGES, "shares": SHARES, "sizes": SIZES, "blur": BLUR, "noise": NOISE}
     outcome = {"bars": bars(sets), "results": {"sets": sets, "settings": settings}, "environment": describe_environment()}
     if not chosen.quick:
         write_json(RESULTS / "audit.json", outcome)
