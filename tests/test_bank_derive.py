@@ -14,7 +14,7 @@ from monai.transforms import LoadImage
 from PIL import Image
 from test_bank import SHAPE, flip, grown, header, part, samples, shards_of
 
-from monai_diverse.bank import BankWriter, SampleBank, export, import_images, merge, split_by_class
+from monai_diverse.bank import BankWriter, SampleBank, export, import_images, merge, select, split_by_class
 from monai_diverse.bank import format as bank_format
 from monai_diverse.cli import main
 from monai_diverse.data import load_images
@@ -129,6 +129,24 @@ def test_empty_banks_merge(tmp_path):
 
 
 # --- split
+
+
+def test_select_keeps_all_that_the_chosen_samples_are(tmp_path):
+    bank = grown(tmp_path / "bank", samples(9), source=source())
+    places = np.array([7, 0, 4, 2, 8])
+    chosen = select(bank, places, tmp_path / "chosen")
+    chosen.verify()
+    np.testing.assert_array_equal(chosen.images[:], bank.images[:][places])
+    for name in ("labels", "seeds", "verdicts", "nearest", "ids"):
+        np.testing.assert_array_equal(getattr(chosen, name), getattr(bank, name)[places])
+    for name, values in bank.scores.items():
+        np.testing.assert_array_equal(chosen.scores[name], values[places])
+    assert [origin.recipe_fingerprint for origin in chosen.origins] == [bank.header.recipe_fingerprint]
+    assert len(select(bank, np.array([], dtype=int), tmp_path / "none")) == 0
+    for wrong in ([9], [-1], [3, 3]):
+        with pytest.raises(BankError, match=r"select: expected different indices 0\.\.8"):
+            select(bank, np.array(wrong), tmp_path / "wrong")
+    assert not (tmp_path / "wrong").exists()
 
 
 def test_split_by_class(tmp_path):

@@ -1,6 +1,6 @@
 """Accepted samples on disk: safetensors shards, a hashed manifest, reads by position."""
 
-from monai_diverse.bank.derive import merge, split_by_class
+from monai_diverse.bank.derive import merge, select, split_by_class
 from monai_diverse.bank.draw import LabelPolicy, check_policy, draw, eligible
 from monai_diverse.bank.exchange import ExportFormat, export, import_images
 from monai_diverse.bank.format import BankHeader, Origin
@@ -23,5 +23,6 @@ __all__ = [
     "import_images",
     "merge",
     "open_bank",
+    "select",
     "split_by_class",
 ]

@@ -71,6 +71,28 @@ def split_by_class(bank: SampleBank, out: Path | str) -> list[SampleBank]:
     return made
 
 
+def select(bank: SampleBank, indices: IntArray, out: Path | str) -> SampleBank:
+    """A bank of some samples of another, in the order given.
+
+    Each keeps what `merge` keeps; the new bank's `origins` say where they came from.
+
+    Args:
+        bank: the samples.
+        indices: (m,) which of them; each at most once.
+        out: as in `merge`.
+
+    Raises:
+        BankError: an index that the bank does not have, or has been given twice, or `out` holds something.
+        BankCorruptError, StorageError: as `merge`.
+    """
+    places = np.asarray(indices, dtype=np.int64).reshape(-1)
+    if len(places) and (places.min() < 0 or places.max() >= len(bank) or len(np.unique(places)) < len(places)):
+        raise BankError(f"select: expected different indices 0..{len(bank) - 1}, got {len(places)} that are not all so")
+    origins, (numbers,) = _origins_of([bank])
+    chosen = {"selected": bank.fingerprint, "indices": fingerprint_of(places.tolist())}
+    return _written(out, _derived(bank.header, chosen, origins), [(bank, places, numbers)])
+
+
 def class_folder(header: BankHeader, label: int) -> str:
     """A folder name for a class: its label, so that folders sort as labels do, and its name."""
     name = re.sub(r"[^A-Za-z0-9]+", "_", header.class_name(label)).strip("_")
