@@ -308,6 +308,20 @@ def test_groups_are_left_out_of_the_classifiers_cross_validation() -> None:
     assert grouped.strength < blind.strength
 
 
+def test_relevance_can_learn_from_what_the_generator_saw() -> None:
+    """A reference whose labels are swapped misleads a classifier of its own; the right labels of what the generator saw do not."""
+    rng = np.random.default_rng(3)
+    known, unseen = _classes_apart(vectors(rng, 60, 1, 0)), _classes_apart(vectors(rng, 60, 1, 100))
+    real = Real(reference=replace(known, labels=1 - known.labels), calibration=unseen, generator_train=known)
+    candidates = _classes_apart(vectors(rng, 40, 1, 200))
+    for gate, right in ((RelevanceGate(level=0.3, fitted_on="generator_train"), True), (RelevanceGate(level=0.3), False)):
+        fitted = gate.fit(real)
+        doubts = fitted.score(candidates), fitted.score(replace(candidates, labels=1 - candidates.labels))
+        assert (np.median(doubts[0]) < np.median(doubts[1])) == right
+    without = RelevanceGate(fitted_on="generator_train").fit(Real(reference=known, calibration=unseen))
+    np.testing.assert_array_equal(without.score(candidates), RelevanceGate().fit(Real(reference=known, calibration=unseen)).score(candidates))
+
+
 def test_one_class_is_never_irrelevant() -> None:
     real, _ = synthetic_real()
     single = Real(reference=replace(real.reference, labels=np.zeros(90, int)), calibration=replace(real.calibration, labels=np.zeros(60, int)))
@@ -395,6 +409,8 @@ def test_gates_and_screen_check_their_settings() -> None:
         (NoveltyGate, {"neighbours": (0,)}),
         (RelevanceGate, {"level": -0.1}),
         (RelevanceGate, {"folds": 1}),
+        (RelevanceGate, {"fitted_on": "calibration"}),
+        (NoveltyScreen, {"fitted_on": "calibration"}),
         (RelevanceGate, {"inverse_strengths": (0.0,)}),
         (OutlierGate, {"quantile": 2.0}),
         (OutlierGate, {"mahalanobis_factor": 0.0}),
@@ -535,6 +551,34 @@ def test_fingerprint_follows_settings_and_data() -> None:
     assert base.fit(reference, calibration).fingerprint in prints
 
 
+def test_without_gates_what_they_alone_reject_is_accepted(screen: FittedScreen) -> None:
+    rng = np.random.default_rng(11)
+    images, labels = rng.random((20, 1, 12, 12)).astype(np.float32), np.arange(20) % 2
+    views = screen.embed(images, labels)
+    before = screen.judge(views)
+    open_to_all = screen.without("copy", "not_novel", "irrelevant", "outlier")
+    assert {verdict.reason for verdict in before} - {None, "duplicate"}
+    assert {verdict.reason for verdict in open_to_all.judge(views)} <= {None, "duplicate"}
+    assert open_to_all.fingerprint != screen.fingerprint
+    kept = screen.without("outlier")
+    for verdict, now in zip(before, kept.judge(views), strict=True):
+        assert set(verdict.scores) - set(now.scores) == {"outlier"}
+        assert verdict.reason == now.reason or verdict.reason in ("outlier", "duplicate", None)
+    with pytest.raises(RecipeError, match="without: expected some of copy, not_novel, irrelevant, outlier, got 'duplicate'"):
+        screen.without("duplicate")
+
+
+def test_components_can_be_those_of_what_the_generator_saw() -> None:
+    many, few, unseen = synthetic_images(120, 1), synthetic_images(12, 1), synthetic_images(60, 5)
+    asked = NoveltyScreen(extractor=PixelFeatures(), components=40, relevance=RelevanceGate(level=0.2), novelty=NoveltyGate(alpha=0.2))
+    own = asked.fit(few, unseen, many)
+    wide = replace(asked, fitted_on="generator_train").fit(few, unseen, many)
+    assert own.real.reference.features.shape[1] < len(few) < wide.real.reference.features.shape[1] == 40
+    assert own.fingerprint != wide.fingerprint
+    alone = replace(asked, fitted_on="generator_train").fit(few, unseen)
+    np.testing.assert_array_equal(alone.real.reference.features, asked.fit(few, unseen).real.reference.features)
+
+
 def test_describe_is_json_and_names_what_copies_were_judged_against(screen: FittedScreen) -> None:
     described = json.loads(json.dumps(screen.describe(), allow_nan=False))
     assert set(described["gates"]) == set(REASONS)
@@ -570,12 +614,12 @@ def test_the_screen_refuses_what_it_cannot_judge(screen: FittedScreen) -> None:
 
 
 def test_three_dimensional_images_pass_the_whole_screen() -> None:
-    data = synthetic_images(130, 2, shape=(6, 20, 20), channels=2)
-    fitted = NoveltyScreen(extractor=EfficientNetLite0(size=32, slices=2), components=10).fit(data[np.arange(70)], data[np.arange(70, 130)])
+    data = synthetic_images(70, 2, shape=(6, 20, 20), channels=2)
+    fitted = NoveltyScreen(extractor=EfficientNetLite0(size=32, slices=2), components=10).fit(data[np.arange(40)], data[np.arange(40, 70)])
     noise = np.random.default_rng(0).random((5, 2, 6, 20, 20), dtype=np.float32)
     assert not any(v.accepted for v in fitted.screen(noise, [0] * 5))
     assert {v.reason for v in fitted.screen(data.images[:5], data.labels[:5])} == {"copy"}
-    assert fitted.yield_of(data[np.arange(70)]).accepted == 0
+    assert fitted.yield_of(data[np.arange(40)]).accepted == 0
 
 
 # ---- yields

@@ -13,18 +13,21 @@ from monai_diverse.data import FloatArray, IntArray
 from monai_diverse.errors import RecipeError
 from monai_diverse.information.neighbours import DoubleArray
 from monai_diverse.screening.calibrate import ClassConformal, check_level, groups_needed, require_groups
-from monai_diverse.screening.views import Real, Views, require_known
+from monai_diverse.screening.views import FittedOn, Real, Views, check_fitted_on, require_known
 
 
 @dataclass(frozen=True, kw_only=True)
 class RelevanceGate:
-    """Rejects what a classifier of the reference would hardly give its label, less than nearly all unseen real images.
+    """Rejects what a classifier of real images would hardly give its label, less than nearly all unseen real images.
 
     Nonconformity: 1 - p(label | features) of a class-balanced logistic regression; its conformal p-value among the
     calibration images of the class says how unusual that is. With a single class nothing is irrelevant.
 
     Attributes:
-        level: rejected when the conformal p-value is below this: the share of unseen real images that is lost, at most.
+        level: rejected when the conformal p-value is below this: the share of unseen real images that is lost, at most. Half rejects what is less
+            plainly of its class than half of the unseen real images are.
+        fitted_on: whose labels the classifier learns from: the `reference`'s, or those of `generator_train`, where that is known; a small
+            reference cannot tell wrong labels from rare images.
         min_per_class: calibration groups from which on a class is calibrated on its own; smaller classes are pooled.
         inverse_strengths: regularisation constants C to choose from, by log-likelihood in cross-validation.
         folds: of the cross-validation; groups are kept whole.
@@ -32,12 +35,14 @@ class RelevanceGate:
 
     reason: ClassVar[str] = "irrelevant"
     level: float = 0.05
+    fitted_on: FittedOn = "reference"
     min_per_class: int = 20
     inverse_strengths: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
     folds: int = 5
 
     def __post_init__(self) -> None:
         check_level("level", self.level)
+        check_fitted_on(self.fitted_on)
         if self.min_per_class < 1:
             raise RecipeError(f"min_per_class: expected at least 1, got {self.min_per_class}")
         if self.folds < 2:
@@ -48,7 +53,7 @@ class RelevanceGate:
             raise RecipeError(f"inverse_strengths: expected one or more constants above 0, got {self.inverse_strengths}")
 
     def fit(self, real: Real) -> FittedRelevance:
-        """Fits the classifier on the reference and scores the calibration images.
+        """Fits the classifier and scores the calibration images.
 
         Raises:
             DataError: a calibration label that the reference lacks, or too few calibration images for any p-value to fall below `level`.
@@ -57,8 +62,9 @@ class RelevanceGate:
         threshold = float(np.float32(1 - self.level))
         if len(real.classes) < 2:
             return FittedRelevance(classes=real.classes, classifier=None, conformal=None, strength=None, threshold=threshold)
-        strength = self._best_strength(real.reference)
-        classifier = _classifier(strength).fit(real.reference.features.astype(np.float64), real.reference.labels)
+        known = real.seen if self.fitted_on == "generator_train" else real.reference
+        strength = self._best_strength(known)
+        classifier = _classifier(strength).fit(known.features.astype(np.float64), known.labels)
         needed, calibration = groups_needed(self.level, reaching=False), real.calibration
         conformal = ClassConformal.fit(
             _doubt(classifier, calibration.features, calibration.labels),
@@ -70,9 +76,9 @@ class RelevanceGate:
         require_groups(conformal, needed, f"relevance at level {self.level}")
         return FittedRelevance(classes=real.classes, classifier=classifier, conformal=conformal, strength=strength, threshold=threshold)
 
-    def _best_strength(self, reference: Views) -> float:
+    def _best_strength(self, known: Views) -> float:
         """The constant with the highest class-balanced log-likelihood on left-out groups, the smallest of equals; else that nearest to 1."""
-        features, labels, groups = reference.features.astype(np.float64), reference.labels, reference.group_ids
+        features, labels, groups = known.features.astype(np.float64), known.labels, known.group_ids
         classes, place, counts = np.unique(labels, return_inverse=True, return_counts=True)
         folds = min(self.folds, *(len(np.unique(groups[labels == c])) for c in classes))
         splitter = StratifiedGroupKFold(max(2, folds), shuffle=True, random_state=0)

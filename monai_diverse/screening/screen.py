@@ -23,7 +23,7 @@ from monai_diverse.screening.novelty import NoveltyGate
 from monai_diverse.screening.outliers import OutlierGate
 from monai_diverse.screening.relevance import RelevanceGate
 from monai_diverse.screening.verdict import REASONS, Verdict
-from monai_diverse.screening.views import Real, Views, require_known
+from monai_diverse.screening.views import FittedOn, Real, Views, check_fitted_on, require_known
 from monai_diverse.screening.yields import Yield
 from monai_diverse.storage import fingerprint_of
 
@@ -36,7 +36,8 @@ class NoveltyScreen:
 
     Attributes:
         extractor: turns images into features; best one that no sampler was guided by.
-        components: whitened principal components of the features, at most, fitted on the reference.
+        components: whitened principal components of the features, at most.
+        fitted_on: whose principal components: the `reference`'s, or those of `generator_train`, where that is known: a small reference has few.
         pixel_side: largest side of the low-resolution pixel view.
         copy: the gate for copies.
         novelty: the gate for what is not novel.
@@ -50,6 +51,7 @@ class NoveltyScreen:
 
     extractor: FeatureExtractor = field(default_factory=EfficientNetLite0)
     components: int = 48
+    fitted_on: FittedOn = "reference"
     pixel_side: int = 32
     copy: Gate = field(default_factory=CopyGate)
     novelty: Gate = field(default_factory=NoveltyGate)
@@ -62,6 +64,7 @@ class NoveltyScreen:
     def __post_init__(self) -> None:
         if self.components < 1:
             raise RecipeError(f"components: expected at least 1, got {self.components}")
+        check_fitted_on(self.fitted_on)
         if self.pixel_side < 2:
             raise RecipeError(f"pixel_side: expected at least 2, got {self.pixel_side}")
         if not self.gain_noise > 0:
@@ -80,7 +83,7 @@ class NoveltyScreen:
     def settings(self) -> dict[str, Any]:
         """Everything that was chosen, as JSON."""
         gates = {gate.reason: {f.name: _plain(getattr(gate, f.name)) for f in fields(gate)} for gate in self.gates}
-        numbers = {name: getattr(self, name) for name in ("components", "pixel_side", "gain_noise", "twin_correlation")}
+        numbers = {name: getattr(self, name) for name in ("components", "fitted_on", "pixel_side", "gain_noise", "twin_correlation")}
         return {"extractor": _plain(self.extractor), **numbers, "gates": gates}
 
     def fit(self, reference: LabelledImages | None, calibration: LabelledImages, generator_train: LabelledImages | None = None) -> FittedScreen:
@@ -104,9 +107,15 @@ class NoveltyScreen:
         if reference is None:
             raise DataError("screen: expected a reference, or what the generator was trained on to stand in for it, got neither")
         require_disjoint(reference, calibration, generator_train)
-        embedding, views = Embedding.fit(self.extractor, reference, components=self.components, pixel_side=self.pixel_side)
-        known = None if generator_train is None else views if generator_train is reference else embedding.views(generator_train)
-        real = Real(reference=views, calibration=embedding.views(calibration), generator_train=known)
+        fitted_on = generator_train if self.fitted_on == "generator_train" and generator_train is not None else reference
+        embedding, views = Embedding.fit(self.extractor, fitted_on, components=self.components, pixel_side=self.pixel_side)
+
+        def seen_as(data: LabelledImages) -> Views:
+            return views if data is fitted_on else embedding.views(data)
+
+        own = seen_as(reference)
+        known = None if generator_train is None else own if generator_train is reference else seen_as(generator_train)
+        real = Real(reference=own, calibration=embedding.views(calibration), generator_train=known)
         return FittedScreen(
             real=real,
             settings=self.settings(),
@@ -115,8 +124,8 @@ class NoveltyScreen:
             classes=real.classes,
             gates={gate.reason: gate.fit(real) for gate in self.gates[:-1]},
             duplicates=self.duplicate.fit(real),
-            gain=InformationGain(views.features, groups=views.groups, noise=self.gain_noise),
-            surprisal=Surprisal(views.features, real.calibration.features, groups=views.groups),
+            gain=InformationGain(own.features, groups=own.groups, noise=self.gain_noise),
+            surprisal=Surprisal(own.features, real.calibration.features, groups=own.groups),
             seen=Neighbours(real.seen.features),
         )
 
@@ -215,6 +224,18 @@ class FittedScreen:
     def screen(self, images: npt.ArrayLike, labels: npt.ArrayLike, accepted: Views | None = None) -> list[Verdict]:
         """`embed`, then `judge`."""
         return self.judge(self.embed(images, labels), accepted)
+
+    def without(self, *reasons: str) -> FittedScreen:
+        """The same screen without some of its gates, for ablations; verdicts then lack their scores.
+
+        Raises:
+            RecipeError: a reason that no gate has; duplicates are always rejected.
+        """
+        unknown = [reason for reason in reasons if reason not in self.gates]
+        if unknown:
+            raise RecipeError(f"without: expected some of {', '.join(self.gates)}, got {unknown[0]!r}")
+        gates = {reason: gate for reason, gate in self.gates.items() if reason not in reasons}
+        return replace(self, gates=gates, settings=self.settings | {"without": sorted(reasons)})
 
     def yield_of(self, images: LabelledImages) -> Yield:
         """What unseen real images would score, as a control: judged in order, duplicates among themselves rejected.

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from monai_diverse.data import FloatArray, IntArray
-from monai_diverse.errors import DataError
+from monai_diverse.errors import DataError, RecipeError
+
+FittedOn = Literal["reference", "generator_train"]
+"""Which real images something is fitted on: what the user has, or what the generator saw, which may be many more."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -75,7 +79,7 @@ class Real:
     """The real images that gates are fitted on.
 
     Attributes:
-        reference: what the user has; novelty is relative to it, and everything that is fitted is fitted on it alone.
+        reference: what the user has; novelty is relative to it, and everything is fitted on it alone, unless `FittedOn` says otherwise.
         calibration: real images of other patients, as a new one would be: nothing is fitted on them, thresholds are read off them.
         generator_train: what the generator saw, for copies (mirrored images too if it was trained on those, in the group of
             their original); None: unknown.
@@ -94,6 +98,12 @@ class Real:
     def classes(self) -> tuple[int, ...]:
         """The classes that the reference holds, ascending."""
         return tuple(int(c) for c in np.unique(self.reference.labels))
+
+
+def check_fitted_on(value: str) -> None:
+    """Raises RecipeError unless `value` is one of `FittedOn`."""
+    if value not in get_args(FittedOn):
+        raise RecipeError(f"fitted_on: expected one of {', '.join(get_args(FittedOn))}, got {value!r}")
 
 
 def require_known(labels: IntArray, classes: tuple[int, ...]) -> None:
