@@ -123,8 +123,10 @@ class DataChoice:
         content = read_json(file)
         try:
             indices = np.asarray(content[str(self.part)], dtype=np.int64).reshape(-1)
-        except (ValueError, KeyError, TypeError) as error:
+        except KeyError as error:
             raise DataError(f"{file}: expected a list of indices {self.part!r}, got {', '.join(content)}") from error
+        except (ValueError, TypeError, OverflowError) as error:
+            raise DataError(f"{file}: {self.part}: expected a list of indices, got what cannot be one ({error})") from error
         data = DATA if self.path == BUILTIN else folder / self.path
         if data.is_file() and content.get("data_sha256", sha256_of(data)) != sha256_of(data):
             raise DataError(f"{file}: lists images of another file than {data}; use the file that the model was trained on")
@@ -200,14 +202,7 @@ class Recipe:
             RecipeError: no such file, not YAML, unknown or missing keys.
         """
         path = Path(path)
-        try:
-            content = yaml.safe_load(path.read_text())
-        except OSError as error:
-            raise RecipeError(f"{path}: expected a recipe, but it cannot be read: {error.strerror}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise RecipeError(f"{path}: expected YAML, but {' '.join(str(error).split())}") from error
-        if not isinstance(content, dict):
-            raise RecipeError(f"{path}: expected a mapping with source, reference and calibration, got {type(content).__name__}")
+        content = read_yaml(path, "a recipe with source, reference and calibration")
         return replace(cls.from_json(content), folder=path.parent, allow=tuple(allow))
 
     @classmethod
@@ -220,12 +215,12 @@ class Recipe:
             values["guide"] = {"target": "monai_diverse.sampling.Diverse"}
         for key, kind in kinds.items():
             if values.get(key) is not None:
-                values[key] = _from_mapping(kind, values[key], key)
+                values[key] = from_mapping(kind, values[key], key)
             elif key == "screen":
                 values.pop(key, None)
         if isinstance(values.get("labels"), list):
             values["labels"] = tuple(values["labels"])
-        recipe: Recipe = _from_mapping(cls, values, "recipe", hidden=("folder", "allow"))
+        recipe: Recipe = from_mapping(cls, values, "recipe", hidden=("folder", "allow"))
         return recipe
 
     def as_json(self) -> dict[str, Any]:
@@ -245,15 +240,47 @@ class Recipe:
         return fingerprint_of({"recipe": values, "parts": dict(parts)})
 
 
+def read_yaml(path: Path, what: str) -> dict[str, Any]:
+    """Reads a mapping from YAML.
+
+    Args:
+        path: the file.
+        what: as messages call what it should hold.
+
+    Raises:
+        RecipeError: no such file, not YAML, or not a mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise RecipeError(f"{path}: expected {what}, but it cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: expected YAML, but {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path}: expected a mapping, {what}, got {type(content).__name__}")
+    return content
+
+
 def _resolved(name: str, value: Any, folder: Path, allow: Sequence[str]) -> Any:
     if isinstance(value, list | tuple):
         return [_resolved(name, part, folder, allow) for part in value]
     if isinstance(value, Mapping) and "target" in value:
-        return _from_mapping(Component, value, str(value["target"])).build(folder, allow)
+        return from_mapping(Component, value, str(value["target"])).build(folder, allow)
     return str(folder / value) if name in PATH_ARGUMENTS and isinstance(value, str) else value
 
 
-def _from_mapping(kind: type, values: Any, name: str, hidden: Sequence[str] = ()) -> Any:
+def from_mapping(kind: type, values: Any, name: str, hidden: Sequence[str] = ()) -> Any:
+    """Makes a dataclass of plain values.
+
+    Args:
+        kind: the dataclass.
+        values: keyword arguments.
+        name: as messages call it.
+        hidden: fields that plain values must not set.
+
+    Raises:
+        RecipeError: not a mapping, unknown or missing keys.
+    """
     if not isinstance(values, Mapping):
         raise RecipeError(f"{name}: expected a mapping, got {values!r}")
     known = [f.name for f in fields(kind) if f.init and f.name not in hidden]

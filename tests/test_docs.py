@@ -14,7 +14,6 @@ from conftest import blobs
 from monai_diverse import Recipe, grow
 from monai_diverse.cli import main
 from monai_diverse.job import Job
-from monai_diverse.sources.builtin import ASSETS, DATA
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -36,7 +35,7 @@ def test_commands_and_options_exist(capsys: pytest.CaptureFixture[str], monkeypa
     monkeypatch.setenv("COLUMNS", "300")
     lines = [line for block in _blocks("bash") for line in block.splitlines()] + re.findall(r"`(monai-diverse [^`]+)`", README)
     commands = [shlex.split(line, comments=True) for line in lines if line.startswith("monai-diverse")]
-    assert {words[1] for words in commands} == {"demo", "train", "grow", "inspect", "verify", "export", "audit"}
+    assert {words[1] for words in commands} == {"demo", "train", "grow", "inspect", "verify", "export", "audit", "study"}
     for words in commands:
         assert main([words[1], "--help"]) == 0
         text = capsys.readouterr().out
@@ -49,14 +48,15 @@ def test_make_targets_exist() -> None:
     assert {"demo", "test"} <= named <= targets
 
 
-def test_recipe_works_beside_a_trained_model(tmp_path: Path) -> None:
+def test_recipe_works_beside_a_trained_model(tmp_path: Path, tiny_model: Path, blob_file: Path) -> None:
     """The README's recipe, on files of the names that its commands give them."""
     (block,) = _blocks("yaml")
     (tmp_path / "recipe.yaml").write_text(block)
-    shutil.copy(DATA, tmp_path / "images.npz")
-    shutil.copytree(ASSETS, tmp_path / "model")
+    shutil.copy(blob_file, tmp_path / "images.npz")
+    shutil.copytree(tiny_model, tmp_path / "model")
     job = Job.prepare(Recipe.load(tmp_path / "recipe.yaml"))
     assert job.guide is not None
+    assert Job.prepare(Recipe.load(tmp_path / "recipe.yaml")).fingerprint == job.fingerprint  # what is fitted again continues the same bank
     labels, seeds = job.asked(0, 4)
     images = job.draw(labels, seeds, job.guide)
     assert len(job.screen.screen(images, labels)) == 4

@@ -21,7 +21,7 @@ USAGE_ERROR: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
 """Unknown options and commands; Typer has click's class but, from some version on, a copy of its own."""
 INTERRUPTED = 130
 INTERRUPTION = "interrupted: what was finished is on disk; run the same command again to go on (grow: with --resume)"
-COMMANDS = ("demo", "train", "grow", "bank", "exchange", "audit")
+COMMANDS = ("demo", "train", "grow", "bank", "exchange", "audit", "study")
 
 _interrupted = threading.Event()
 app = typer.Typer(

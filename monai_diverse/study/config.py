@@ -27,6 +27,7 @@ class ClassifierConfig:
         channels: feature maps of the four stages of the ResNet.
         stem_stride: stride of the first convolution; 2 quarters the cost of two-dimensional images.
         class_weighted: weigh the cross-entropy by inverse class frequency of the real training images.
+        check_every: steps between looks at the validation images, which choose the weights; None: at the end of each epoch.
         seeds: one run an arm for each; a seed decides initial weights, data order, augmentation and replacements.
         device: where torch computes; runs repeat bit for bit on "cpu" with an unchanged number of threads.
     """
@@ -39,6 +40,7 @@ class ClassifierConfig:
     channels: tuple[int, ...] = (8, 16, 32, 64)
     stem_stride: int = 1
     class_weighted: bool = True
+    check_every: int | None = None
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     device: str = "cpu"
 
@@ -46,6 +48,8 @@ class ClassifierConfig:
         for name, least in (("steps", 1), ("batch_size", 2), ("stem_stride", 1)):
             if getattr(self, name) < least:
                 raise RecipeError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+        if self.check_every is not None and self.check_every < 1:
+            raise RecipeError(f"check_every: expected at least 1, or None for each epoch, got {self.check_every}")
         if not self.learning_rate > 0:
             raise RecipeError(f"learning_rate: expected above 0, got {self.learning_rate}")
         if not self.weight_decay >= 0:
@@ -69,23 +73,39 @@ class Arm:
         bank: where replacements come from. None or an empty bank: the arm trains as if without one.
         prob: chance that a real item is replaced by a bank sample of its own class, each time it is shown.
         augment: flip, turn, zoom, scale intensity and add noise at random, replaced items included.
+        balanced: show the real items of every class equally often.
+        pretrain: share of the steps, at first, in which every item is replaced; the rest then shows real items alone. 0 for a mixed training. Each
+            part has a learning-rate cycle of its own.
     """
 
     name: str
     bank: SampleBank | None = None
     prob: float = 0.0
     augment: bool = True
+    balanced: bool = False
+    pretrain: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.name:
             raise RecipeError("name: expected some text that names the arm, got an empty string")
         if not 0 <= self.prob <= 1:
             raise RecipeError(f"prob: expected a probability in [0, 1], got {self.prob}")
+        if not 0 <= self.pretrain < 1:
+            raise RecipeError(f"pretrain: expected a share of the steps in [0, 1), got {self.pretrain}; real items must come last")
+        if self.pretrain and self.prob:
+            raise RecipeError(f"prob: expected 0 where the bank is for pretraining, got {self.prob}; a training is mixed or pretrained")
 
     @property
     def replaces(self) -> bool:
         """Whether any item of this arm can be replaced."""
-        return self.bank is not None and len(self.bank) > 0 and self.prob > 0
+        return self.bank is not None and len(self.bank) > 0 and (self.prob > 0 or self.pretrain > 0)
+
+    @property
+    def stages(self) -> tuple[tuple[float, float], ...]:
+        """The parts of the training in turn: (share of the steps, chance that an item is replaced)."""
+        if not self.pretrain or not self.replaces:
+            return ((1.0, self.prob),)
+        return ((self.pretrain, 1.0), (1 - self.pretrain, 0.0))
 
 
 def control_arms(*, diverse: SampleBank, random: SampleBank, duplicates: SampleBank, prob: float) -> tuple[Arm, ...]:
@@ -104,11 +124,11 @@ def control_arms(*, diverse: SampleBank, random: SampleBank, duplicates: SampleB
     )
 
 
-def replacement(arm: Arm) -> list[RandDiverseReplaced]:
-    """The transform that draws from the arm's bank; none if nothing can be replaced."""
-    if arm.bank is None or not arm.replaces:
+def replacement(arm: Arm, prob: float) -> list[RandDiverseReplaced]:
+    """The transform that draws from the arm's bank with that probability; none if nothing can be replaced."""
+    if arm.bank is None or not arm.replaces or not prob:
         return []
-    return [RandDiverseReplaced(keys=CommonKeys.IMAGE, bank=arm.bank, label_key=CommonKeys.LABEL, label_policy="match", prob=arm.prob)]
+    return [RandDiverseReplaced(keys=CommonKeys.IMAGE, bank=arm.bank, label_key=CommonKeys.LABEL, label_policy="match", prob=prob)]
 
 
 def augmentation(arm: Arm, spatial_dims: int) -> list[object]:

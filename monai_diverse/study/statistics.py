@@ -13,9 +13,12 @@ from monai_diverse.errors import DataError
 from monai_diverse.study.metrics import METRICS
 from monai_diverse.study.training import Run
 
+CONFIDENCE = 0.95
+"""Level of every interval of the study, which is why their keys are called ci95."""
 
-def t_interval(values: Sequence[float], confidence: float = 0.95) -> dict[str, Any]:
-    """Mean and Student's t interval, mean ± t(n-1) s/√n.
+
+def t_interval(values: Sequence[float]) -> dict[str, Any]:
+    """Mean and Student's 95 % t interval, mean ± t(n-1) s/√n.
 
     It covers what varies between seeds (initial weights, order, augmentation, replacements), not the choice of the
     images: training, test and bank images are the same for all seeds. It is not cut to [0, 1].
@@ -31,7 +34,7 @@ def t_interval(values: Sequence[float], confidence: float = 0.95) -> dict[str, A
     mean = float(np.mean(values))
     if len(values) == 1:
         return {"mean": mean, "ci95": [None, None]}
-    half = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1)) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
     return {"mean": mean, "ci95": [mean - half, mean + half]}
 
 
@@ -39,13 +42,14 @@ def summarise(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
     """Each arm's metrics over its seeds.
 
     Returns:
-        JSON, arms in order of first appearance: {arm: {metric: {"mean", "ci95"}, ..., "seeds": number of runs}}.
+        JSON, arms in order of first appearance: {arm: {metric: {"mean", "ci95"}, ..., "seeds": number of runs}}. Metrics
+        are those that all runs have, `METRICS` first.
 
     Raises:
         DataError: a seed twice in one arm.
     """
-    arms = dict.fromkeys(run.arm for run in runs)
-    return {arm: _over_seeds({seed: run.metrics for seed, run in _by_seed(runs, arm).items()}) for arm in arms}
+    arms, names = dict.fromkeys(run.arm for run in runs), _shared_metrics(runs)
+    return {arm: _over_seeds([run.metrics for run in _by_seed(runs, arm).values()], names) for arm in arms}
 
 
 def compare(runs: Sequence[Run], arm: str, control: str) -> dict[str, Any]:
@@ -54,7 +58,8 @@ def compare(runs: Sequence[Run], arm: str, control: str) -> dict[str, Any]:
     Runs of one seed share initial weights, order and augmentation, so the differences vary less than the arms do.
 
     Returns:
-        JSON: {metric: {"mean", "ci95"}, ..., "seeds": number of pairs}; `t_interval` of the differences.
+        JSON: {metric: {"mean", "ci95"}, ..., "seeds": number of pairs}; `t_interval` of the differences. Metrics are those
+        that all runs of both arms have, `METRICS` first.
 
     Raises:
         DataError: an arm without runs, or the two arms ran on different seeds.
@@ -62,7 +67,8 @@ def compare(runs: Sequence[Run], arm: str, control: str) -> dict[str, Any]:
     ours, theirs = _by_seed(runs, arm), _by_seed(runs, control)
     if ours.keys() != theirs.keys():
         raise DataError(f"compare: expected {arm!r} and {control!r} on the same seeds, got {sorted(ours)} and {sorted(theirs)}")
-    return _over_seeds({seed: {name: ours[seed].metrics[name] - theirs[seed].metrics[name] for name in METRICS} for seed in ours})
+    names = _shared_metrics([*ours.values(), *theirs.values()])
+    return _over_seeds([{name: ours[seed].metrics[name] - theirs[seed].metrics[name] for name in names} for seed in ours], names)
 
 
 def _by_seed(runs: Sequence[Run], arm: str) -> dict[int, Run]:
@@ -75,5 +81,11 @@ def _by_seed(runs: Sequence[Run], arm: str) -> dict[int, Run]:
     return result
 
 
-def _over_seeds(values: dict[int, dict[str, float]]) -> dict[str, Any]:
-    return {name: t_interval([metrics[name] for metrics in values.values()]) for name in METRICS} | {"seeds": len(values)}
+def _shared_metrics(runs: Sequence[Run]) -> list[str]:
+    """Names of the metrics that all runs have: the headline ones, then the others as the first run has them."""
+    names = dict.fromkeys([*METRICS, *(name for run in runs[:1] for name in run.metrics)])
+    return [name for name in names if all(name in run.metrics for run in runs)]
+
+
+def _over_seeds(values: Sequence[dict[str, float]], names: Sequence[str]) -> dict[str, Any]:
+    return {name: t_interval([metrics[name] for metrics in values]) for name in names} | {"seeds": len(values)}

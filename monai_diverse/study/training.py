@@ -16,8 +16,9 @@ import torch
 from monai.data import CacheDataset, DataLoader, get_track_meta, set_track_meta
 from monai.transforms import Compose, EnsureTyped, Randomizable
 from monai.utils import CommonKeys
-from sklearn.utils.class_weight import compute_class_weight
+from sklearn.utils.class_weight import compute_class_weight, compute_sample_weight
 from torch import Tensor, nn
+from torch.utils.data import WeightedRandomSampler
 
 from monai_diverse.data import IntArray, LabelledImages, require_every_class
 from monai_diverse.errors import BankMismatchError, DataError, RecipeError
@@ -25,6 +26,9 @@ from monai_diverse.study.config import Arm, ClassifierConfig, augmentation, buil
 from monai_diverse.study.metrics import metrics_of
 
 _REPLACEMENT_STREAM = 1000
+
+Stage = tuple[int, DataLoader]
+"""Steps, and what to train on for so many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +39,7 @@ class Run:
         arm: the arm's name.
         seed: the seed; runs of different arms with one seed start from the same weights and see the same order.
         metrics: of the test images, by `metrics_of`.
-        best_epoch: the epoch, from 1, whose weights scored best on the validation images and were tested.
+        best_epoch: the epoch, from 1, whose weights scored best on the validation images and were tested; where `check_every` is set, the look.
         validation: metrics of the validation images at that epoch.
         probabilities: float64 (n, K), predicted for the test images.
         seconds: wall-clock time.
@@ -103,7 +107,8 @@ def _run(arm: Arm, seed: int, train: LabelledImages, validation: LabelledImages,
     classes = len(train.class_counts)
     network = build_network(config, channels=train.images.shape[1], spatial_dims=train.images.ndim - 2, classes=classes, seed=seed)
     with _without_metadata():
-        best_epoch, scores = _fit(network, _loader(arm, seed, train, config), _class_weights(train, config), validation, config)
+        stages = _stages(arm, seed, train, config)
+        best_epoch, scores = _fit(network, stages, _class_weights(train, config), validation, config)
     probabilities = _predict(network, test, config)
     return Run(
         arm=arm.name,
@@ -117,12 +122,12 @@ def _run(arm: Arm, seed: int, train: LabelledImages, validation: LabelledImages,
 
 
 def _fit(
-    network: nn.Module, loader: DataLoader, weights: Tensor | None, validation: LabelledImages, config: ClassifierConfig
+    network: nn.Module, stages: Sequence[Stage], weights: Tensor | None, validation: LabelledImages, config: ClassifierConfig
 ) -> tuple[int, dict[str, float]]:
     """Trains, leaves the best epoch's weights in the network, and returns that epoch with its validation metrics."""
     best_key, best_epoch, best_scores = (-math.inf, -math.inf), 0, {}
     best_state: dict[str, Tensor] = {}
-    for epoch in _epochs(network, loader, weights, config):
+    for epoch in _looks(network, stages, weights, config):
         scores = metrics_of(_predict(network, validation, config), validation.labels)
         key = (scores["auc"], scores["balanced_accuracy"])
         if key > best_key:
@@ -155,17 +160,27 @@ def _check(arms: Sequence[Arm], train: LabelledImages, validation: LabelledImage
             raise BankMismatchError(f"arm {arm.name!r}: expected a bank of classes 0..{classes - 1} as in training, got {arm.bank.labels.max()}")
 
 
-def _loader(arm: Arm, seed: int, train: LabelledImages, config: ClassifierConfig) -> DataLoader:
+def _stages(arm: Arm, seed: int, train: LabelledImages, config: ClassifierConfig) -> list[Stage]:
+    """The parts of a training, each with its number of steps; together `config.steps`."""
+    ends = np.round(np.cumsum([share for share, _ in arm.stages]) * config.steps).astype(int).tolist()
+    probs = [prob for _, prob in arm.stages]
+    return [(end - start, _loader(arm, prob, seed, train, config)) for (start, end), prob in zip(itertools.pairwise([0, *ends]), probs, strict=True)]
+
+
+def _loader(arm: Arm, prob: float, seed: int, train: LabelledImages, config: ClassifierConfig) -> DataLoader:
     items = [{CommonKeys.IMAGE: image, CommonKeys.LABEL: int(label)} for image, label in zip(train.images, train.labels, strict=True)]
-    replaced, augmented = replacement(arm), augmentation(arm, train.images.ndim - 2)
+    replaced, augmented = replacement(arm, prob), augmentation(arm, train.images.ndim - 2)
     transform = Compose([EnsureTyped(keys=CommonKeys.IMAGE, track_meta=False), *replaced, *augmented])
+    generator = torch.Generator().manual_seed(seed)
+    balanced = WeightedRandomSampler(_rarity(train), len(items), generator=generator) if arm.balanced else None
     loader = DataLoader(
         CacheDataset(items, transform, progress=False),
         batch_size=min(config.batch_size, len(items)),
-        shuffle=True,
+        shuffle=not arm.balanced,
+        sampler=balanced,
         drop_last=True,
         num_workers=0,
-        generator=torch.Generator().manual_seed(seed),
+        generator=generator,
     )
     # Compose hands out seeds by position, so an arm with one more transform would augment differently: seed each by its role.
     # After the loader, which seeds the transforms too.
@@ -173,6 +188,11 @@ def _loader(arm: Arm, seed: int, train: LabelledImages, config: ClassifierConfig
         if isinstance(step, Randomizable):
             step.set_random_state(seed=int(np.random.SeedSequence([seed, stream]).generate_state(1)[0]))
     return loader
+
+
+def _rarity(train: LabelledImages) -> list[float]:
+    """A weight an image (n,) with which all classes are drawn equally often."""
+    return [float(weight) for weight in compute_sample_weight("balanced", train.labels)]
 
 
 def _class_weights(train: LabelledImages, config: ClassifierConfig) -> Tensor | None:
@@ -193,20 +213,30 @@ def _without_metadata() -> Iterator[None]:
         set_track_meta(before)
 
 
-def _epochs(network: nn.Module, loader: DataLoader, weights: Tensor | None, config: ClassifierConfig) -> Iterator[int]:
-    """Trains for `config.steps` steps and yields the number of the epoch at the end of each; the last may be short."""
+def _looks(network: nn.Module, stages: Sequence[Stage], weights: Tensor | None, config: ClassifierConfig) -> Iterator[int]:
+    """Trains stage by stage and yields the number of each look at the validation images, from 1; each stage ends with one."""
+    done = 0
+    for steps, loader in stages:
+        look = 0
+        for look in _stage(network, steps, loader, weights, config):
+            yield done + look
+        done += look
+
+
+def _stage(network: nn.Module, steps: int, loader: DataLoader, weights: Tensor | None, config: ClassifierConfig) -> Iterator[int]:
+    every = config.check_every or len(loader)
     optimiser = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=config.learning_rate, total_steps=config.steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=config.learning_rate, total_steps=steps)
     objective = nn.CrossEntropyLoss(weight=weights)
     batches: Iterator[dict[str, Any]] = itertools.chain.from_iterable(itertools.repeat(loader))
-    for step, batch in enumerate(itertools.islice(batches, config.steps), start=1):
+    for step, batch in enumerate(itertools.islice(batches, steps), start=1):
         network.train()
         optimiser.zero_grad()
         objective(network(batch[CommonKeys.IMAGE].to(config.device)), batch[CommonKeys.LABEL].to(config.device)).backward()
         optimiser.step()
         schedule.step()
-        if step % len(loader) == 0 or step == config.steps:
-            yield math.ceil(step / len(loader))
+        if step % every == 0 or step == steps:
+            yield math.ceil(step / every)
 
 
 @torch.no_grad()

@@ -1,0 +1,214 @@
+"""A whole study: generators, banks, runs, in the order in which each needs the other; it only wires."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from monai_diverse.bank import SampleBank
+from monai_diverse.data import IntArray, LabelledImages
+from monai_diverse.errors import DataError, RecipeError
+from monai_diverse.storage import make_folder, read_json, write_json
+from monai_diverse.study.arms import Stock
+from monai_diverse.study.cohort import Cohort
+from monai_diverse.study.generator import Generator, given_generator, trained_generator, training_of
+from monai_diverse.study.plan import StudyPlan
+from monai_diverse.study.runs import Result, Setting, settings, sweep
+from monai_diverse.study.synthetic import find, found
+from monai_diverse.study.unscreened import draw_pool, pool_folder, real_bank
+from monai_diverse.study.user import user_of
+from monai_diverse.study.workers import Job, run_jobs
+
+PLAN = "plan.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyProgress:
+    """How far a stage of a study is.
+
+    Attributes:
+        stage: generator, pool, banks, sweep or arms.
+        done: of `total`.
+        total: how much there is to do.
+        detail: a few words.
+    """
+
+    stage: str
+    done: int
+    total: int
+    detail: str
+
+
+@dataclass(kw_only=True)
+class Cell:
+    """One size of the user's data.
+
+    Attributes:
+        size: share of the labelled images.
+        stocks: of each draw of the user.
+        results: of the runs so far.
+        ratio: the one that validation chose; None before the sweep is done.
+    """
+
+    size: float
+    stocks: list[Stock]
+    results: list[Result] = field(default_factory=list)
+    ratio: float | None = None
+
+
+@dataclass(kw_only=True)
+class Study:
+    """All that a study has made; `study_steps` fills it.
+
+    Attributes:
+        plan: every choice.
+        out: folder.
+        cohort: the real images.
+        test: whether the test images are scored; else the images that development may look at.
+        cells: one a size.
+    """
+
+    plan: StudyPlan
+    out: Path
+    cohort: Cohort
+    test: bool
+    cells: list[Cell] = field(default_factory=list)
+
+    @classmethod
+    def begin(cls, plan: StudyPlan, out: Path, *, test: bool = True) -> Study:
+        """Reads the data, and writes the plan down, or finds it in a folder where the study was begun.
+
+        Raises:
+            RecipeError: `out` holds another plan.
+            DataError: as `Cohort.load`.
+        """
+        make_folder(out)
+        file = out / PLAN
+        if file.exists() and StudyPlan.from_json(read_json(file)) != plan:
+            raise RecipeError(f"{out}: holds a study of another plan; a plan is fixed once it runs, so use another --out")
+        cohort = Cohort.load(plan, out)
+        for name, images in (("test images", cohort.test), ("test images without near-duplicates", cohort.test[cohort.test_apart])):
+            _require_groups(images, len(cohort.train.class_counts), name)
+        write_json(file, plan.as_json())
+        return cls(plan=plan, out=out, cohort=cohort, test=test)
+
+    def scored(self) -> LabelledImages:
+        """The images that runs are scored on: test; in development those that the generator never saw, and in the regime `strict` validation."""
+        if self.test:
+            return self.cohort.test
+        if self.plan.regime == "strict":
+            return self.cohort.validation
+        return self.cohort.train[self.cells[0].stocks[0].user.generator.aside]
+
+
+def _require_groups(images: LabelledImages, classes: int, name: str) -> None:
+    """Raises DataError where a class has too few groups for an interval: before hours of training, not after."""
+    groups = [len(np.unique(images.group_ids[images.labels == label])) for label in range(classes)]
+    if min(groups) < 2:
+        raise DataError(f"study: expected {name} of at least 2 patients or groups of every class, got {groups} by class; intervals need them")
+
+
+def study_steps(study: Study, *, workers: int = 1) -> Iterator[StudyProgress]:
+    """Does what the plan says, yielding on the way; whatever was finished in the folder before is taken up.
+
+    Args:
+        study: begun by `Study.begin`; its cells are filled.
+        workers: processes that train classifiers; generators and banks are made in this one.
+
+    Raises:
+        RecipeError, DataError: parts of the plan that do not work.
+        StorageError: the disk refuses, or a process was killed; what was finished is kept.
+    """
+    generators: dict[tuple[float, int], Generator] = {}
+    yield from _generators(study, generators)
+    pools: dict[str, SampleBank] = {}
+    for number, generator in enumerate(generators.values()):
+        folder = pool_folder(study.plan, generator, study.out)
+        if str(folder) not in pools:
+            for count in draw_pool(study.plan, study.cohort, generator, study.out):
+                yield StudyProgress(stage="pool", done=count, total=study.plan.pool, detail=f"of generator {number + 1}")
+            pools[str(folder)] = SampleBank.open(folder)
+    yield from _stocks(study, generators, pools)
+    yield from _runs(study, "sweep", {cell.size: sweep(study.plan) for cell in study.cells}, workers)
+    for cell in study.cells:
+        cell.ratio = chosen_ratio(study.plan, cell.results)
+    yield from _runs(study, "arms", {cell.size: settings(study.plan, cell.ratio or 0.0) for cell in study.cells}, workers)
+
+
+def draws(plan: StudyPlan, size: float) -> int:
+    """How many different draws of the user's images there are: see `StudyPlan.subsets`."""
+    if size == 1:
+        return 1
+    return plan.subsets or (1 if plan.regime == "strict" else plan.seeds)
+
+
+def chosen_ratio(plan: StudyPlan, results: Sequence[Result]) -> float:
+    """The ratio at which the primary arm does best on the validation images, over all seeds; of equals the smallest."""
+    primary = plan.primary
+
+    def score(ratio: float) -> float:
+        setting = Setting(arm=primary.arm, ratio=ratio, augment=primary.augment, training=primary.training)
+        return float(np.mean([result.run.validation[primary.metric] for result in results if result.setting == setting]))
+
+    return max(sorted(plan.ratios), key=score)
+
+
+def _generators(study: Study, made: dict[tuple[float, int], Generator]) -> Iterator[StudyProgress]:
+    """Makes the generator of each size and draw: one for all, or in the regime `strict` one for each."""
+    plan, cohort = study.plan, study.cohort
+    places = [(size, draw) for size in plan.sizes for draw in range(draws(plan, size))]
+    if plan.source is not None:
+        made |= dict.fromkeys(places, given_generator(plan, cohort))
+        return
+    among: dict[tuple[float, int], IntArray | None] = dict.fromkeys(places)
+    if plan.regime == "strict":
+        everything = np.arange(len(cohort.train), dtype=np.int64)
+        among = {(size, draw): cohort.drawn(everything, size, draw, plan.seed) for size, draw in places}
+    for number, (place, images) in enumerate(among.items()):
+        if plan.regime == "strict" or not made:
+            for progress in training_of(plan, cohort, images, study.out):
+                yield StudyProgress(
+                    stage="generator",
+                    done=progress.step,
+                    total=plan.training.steps,
+                    detail=f"{number + 1} of {len(among) if plan.regime == 'strict' else 1}, loss {progress.train_loss:.4f}",
+                )
+            made[place] = trained_generator(plan, cohort, images, study.out)
+        else:
+            made[place] = next(iter(made.values()))
+
+
+def _stocks(study: Study, generators: dict[tuple[float, int], Generator], pools: dict[str, SampleBank]) -> Iterator[StudyProgress]:
+    plan, cohort, out = study.plan, study.cohort, study.out
+    real = real_bank(cohort, out)
+    cells: dict[float, list[Stock]] = {size: [] for size in plan.sizes}
+    for number, ((size, draw), generator) in enumerate(generators.items()):
+        user, pool = user_of(plan, cohort, generator, size=size, draw=draw, out=out), pools[str(pool_folder(plan, generator, out))]
+        for detail in find(plan, cohort, user, pool, out):
+            yield StudyProgress(stage="banks", done=number, total=len(generators), detail=f"{size:g} of the reals, draw {draw + 1}: {detail}")
+        own = found(plan, cohort, user, pool, out)
+        cells[size].append(Stock(plan=plan, cohort=cohort, user=user, found=own, pool=pool, real=real, out=out))
+        yield StudyProgress(stage="banks", done=number + 1, total=len(generators), detail="")
+    study.cells = [Cell(size=size, stocks=stocks) for size, stocks in cells.items()]
+
+
+def _runs(study: Study, stage: str, asked: dict[float, list[Setting]], workers: int) -> Iterator[StudyProgress]:
+    stocks = [stock for cell in study.cells for stock in cell.stocks]
+    jobs: list[Job] = []
+    owners: list[Cell] = []
+    first = 0
+    for cell in study.cells:
+        known = {result.setting for result in cell.results}
+        pairs = [(setting, seed) for setting in asked[cell.size] if setting not in known for seed in range(study.plan.seeds)]
+        jobs += [(setting, first + seed % len(cell.stocks), seed) for setting, seed in pairs]
+        owners += [cell] * len(pairs)
+        first += len(cell.stocks)
+    for number, (cell, result) in enumerate(zip(owners, run_jobs(jobs, stocks, study.scored(), workers=workers), strict=True), start=1):
+        cell.results.append(result)
+        words = (
+            f"{cell.size:g} of the reals, {result.setting.arm}, seed {result.seed}: validation {result.run.validation[study.plan.primary.metric]:.3f}"
+        )
+        yield StudyProgress(stage=stage, done=number, total=len(jobs), detail=words)

@@ -1,0 +1,342 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from monai_diverse.bank import select
+from monai_diverse.cli.main import main
+from monai_diverse.data import load_images
+from monai_diverse.errors import DataError, RecipeError
+from monai_diverse.storage import read_json
+from monai_diverse.study import Study, StudyPlan, outcome, study_steps
+from monai_diverse.study import runs as runs_module
+from monai_diverse.study.cohort import Cohort
+from monai_diverse.study.conduct import chosen_ratio, draws
+from monai_diverse.study.runs import settings, sweep
+from tests.conftest import OUTLIER_FACTORS
+
+
+def screen_of(level: float) -> dict[str, Any]:
+    gates = {
+        "novelty": {"target": "monai_diverse.screening.NoveltyGate", "arguments": {"alpha": 0.9}},
+        "relevance": {"target": "monai_diverse.screening.RelevanceGate", "arguments": {"level": level}},
+        "outlier": {"target": "monai_diverse.screening.OutlierGate", "arguments": {"textures": None, **dict.fromkeys(OUTLIER_FACTORS, 50.0)}},
+    }
+    return {"target": "monai_diverse.NoveltyScreen", "arguments": {"extractor": {"target": "monai_diverse.features.PixelFeatures"}, **gates}}
+
+
+CLASSIFIER = {"steps": 4, "batch_size": 8, "channels": [8, 8, 8, 8], "check_every": 2}
+
+
+@pytest.fixture(scope="module")
+def content(tiny_model: Path, blob_file: Path) -> dict[str, Any]:
+    """A plan whose every part is small."""
+    return {
+        "name": "blobs",
+        "data": str(blob_file),
+        "regime": "pretrained",
+        "source": {"target": "monai_diverse.DiffusersSource", "arguments": {"folder": str(tiny_model), "steps": 3}},
+        "split_file": str(tiny_model / "split.json"),
+        "sizes": [0.25, 1.0],
+        "ratios": [0.2, 0.5],
+        "seeds": 2,
+        "arms": ["real", "balanced", "duplicates", "random", "relevant", "diverse", "diverse_ungated", "brute_force", "extra_real"],
+        "trainings": ["mixed", "pretrain"],
+        "augment": [True],
+        "pool": 160,
+        "guide": None,
+        "screen": screen_of(level=0.034),
+        "max_evaluations": 3 * 64,
+        "batch_size": 32,
+        "classifier": CLASSIFIER,
+        "twin_correlation": 0.9999,
+    }
+
+
+@pytest.fixture(scope="module")
+def plan(content: dict[str, Any]) -> StudyPlan:
+    return StudyPlan.from_json(content)
+
+
+@pytest.fixture(scope="module")
+def study(plan: StudyPlan, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    return conducted(plan, tmp_path_factory.mktemp("study"))
+
+
+def conducted(plan: StudyPlan, out: Path, *, test: bool = True) -> Study:
+    study = Study.begin(plan, out, test=test)
+    for _ in study_steps(study):
+        pass
+    return study
+
+
+# --- the plan
+
+
+def test_a_plan_is_its_json(plan: StudyPlan, tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump(plan.as_json()))
+    assert StudyPlan.load(file) == plan
+    assert StudyPlan.load(file).fingerprint == plan.fingerprint
+    assert dataclasses.replace(plan, seeds=3).fingerprint != plan.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"regime": "loose"}, "regime: expected one of pretrained, strict, got 'loose'"),
+        ({"arms": ["real", "diverse"]}, "arms: expected 'random' among them, which the primary analysis needs"),
+        ({"arms": ["real", "random", "duplicates", "diverse", "divers"]}, "expected one of real, balanced"),
+        ({"sizes": [0, 0.5]}, "sizes: expected shares above 0 and up to 1"),
+        ({"sizes": [0.5, 0.5]}, "sizes: expected a list of one or more different values"),
+        ({"ratios": []}, "ratios: expected a list of one or more different values"),
+        ({"seeds": 1}, "seeds: expected a whole number from 2, got 1"),
+        ({"subsets": 3}, "subsets: expected 1..2"),
+        ({"regime": "strict"}, "source: expected none in the regime 'strict'"),
+        ({"primary": {"arm": "real"}}, "primary: expected an arm with a bank"),
+        ({"primary": {"sizes": [0.1]}}, "sizes: expected 0.1 among them, which the primary analysis needs"),
+        ({"surprise": 1}, "study: unknown key 'surprise'"),
+        ({"classifier": {"stepz": 3}}, "classifier: unknown key 'stepz'"),
+        ({"seed": 2**15}, "seed: expected a whole number in 0..32767"),
+    ],
+)
+def test_a_plan_that_cannot_be_meant_is_one_line(content: dict[str, Any], change: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        StudyPlan.from_json(content | change)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_keeps_one_plan(plan: StudyPlan, tmp_path: Path) -> None:
+    Study.begin(plan, tmp_path)
+    Study.begin(plan, tmp_path)
+    with pytest.raises(RecipeError, match="a plan is fixed once it runs"):
+        Study.begin(dataclasses.replace(plan, seeds=3), tmp_path)
+
+
+# --- who plays which part
+
+
+def test_draws_are_nested_and_keep_class_shares(plan: StudyPlan, tmp_path: Path) -> None:
+    cohort = Cohort.load(plan, tmp_path)
+    everything = np.arange(len(cohort.train))
+    for draw in range(3):
+        small, large = (cohort.drawn(everything, size, draw, 0) for size in (0.1, 0.4))
+        assert set(small) < set(large)
+        assert np.bincount(cohort.train.labels[small]).tolist() == [round(0.1 * n) for n in cohort.train.class_counts]
+    assert not np.array_equal(cohort.drawn(everything, 0.1, 0, 0), cohort.drawn(everything, 0.1, 1, 0))
+    with pytest.raises(DataError, match="expected a share that leaves an image of every class"):
+        cohort.drawn(everything, 0.001, 0, 0)
+
+
+def test_user_extra_and_generator_share_what_they_may(study: Study) -> None:
+    groups = study.cohort.train.group_ids
+    for cell in study.cells:
+        for stock in cell.stocks:
+            user = stock.user
+            assert set(user.reals) <= set(user.generator.seen)
+            assert not set(groups[user.reals]) & set(groups[user.extra])
+            assert not set(user.reals) & set(user.generator.aside)
+    assert len(study.cells[1].stocks) == 1
+    assert len(study.cells[0].stocks) == draws(study.plan, 0.25) == 2
+
+
+def test_twins_of_test_images_are_found(plan: StudyPlan, blob_file: Path, tmp_path: Path) -> None:
+    with np.load(blob_file) as archive:
+        arrays = dict(archive)
+    arrays["test_images"] = arrays["test_images"].copy()
+    arrays["test_images"][3] = arrays["train_images"][7]
+    arrays["test_images"][4] = arrays["val_images"][2]
+    np.savez(tmp_path / "twins.npz", **arrays)
+    cohort = Cohort.load(dataclasses.replace(plan, data=str(tmp_path / "twins.npz")), tmp_path)
+    assert np.flatnonzero(~cohort.test_apart).tolist() == [3, 4]
+
+
+def test_the_medmnist_name_must_be_known(plan: StudyPlan, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="medmnist:liver: expected one of breastmnist, pneumoniamnist"):
+        Cohort.load(dataclasses.replace(plan, data="medmnist:liver"), tmp_path)
+
+
+# --- arms
+
+
+def test_arms_have_equal_counts_and_the_right_images(study: Study) -> None:
+    for cell in study.cells:
+        for stock in cell.stocks:
+            for ratio in study.plan.ratios:
+                ours = stock.bank("diverse", ratio)
+                assert np.all(np.array(ours.class_counts) <= stock.asked(ratio))
+                assert len(ours) > 0
+                for control in ("random", "duplicates", "extra_real"):
+                    bank = stock.bank(control, ratio)
+                    assert np.all(np.array(bank.class_counts) <= ours.class_counts)
+                    if control == "random":
+                        assert bank.class_counts == ours.class_counts
+                reals = study.cohort.train.images
+                for control, own in (("duplicates", stock.user.reals), ("extra_real", stock.user.extra)):
+                    bank = stock.bank(control, ratio)
+                    assert set(bank.seeds.tolist()) <= set(own.tolist())
+                    assert np.abs(bank.images[:] - reals[bank.seeds]).max() <= 0.5 / 255 + 1e-6
+
+
+def test_a_smaller_ratio_is_a_part_of_a_larger_one(study: Study) -> None:
+    stock = study.cells[0].stocks[0]
+    for arm in ("diverse", "random", "duplicates"):
+        small, large = (set(stock.bank(arm, ratio).seeds.tolist()) for ratio in study.plan.ratios)
+        assert small < large
+
+
+def test_each_setting_is_trained_on_every_seed_once(study: Study) -> None:
+    plan = study.plan
+    for cell in study.cells:
+        asked = set(sweep(plan)) | set(settings(plan, cell.ratio or 0))
+        assert {result.setting for result in cell.results} == asked
+        assert len(cell.results) == len(asked) * plan.seeds
+
+
+def test_validation_chooses_the_ratio(study: Study) -> None:
+    cell, plan = study.cells[0], study.plan
+    for wanted in plan.ratios:
+        results = [
+            dataclasses.replace(r, run=dataclasses.replace(r.run, validation={"balanced_accuracy": float(r.setting.ratio == wanted)}, metrics={}))
+            for r in cell.results
+        ]
+        assert chosen_ratio(plan, results) == wanted
+
+
+def test_a_pool_too_small_for_equal_counts_is_refused(study: Study) -> None:
+    stock = study.cells[1].stocks[0]
+    tiny = select(study.cells[0].stocks[0].pool, np.arange(3), study.out / "tiny")
+    with pytest.raises(RecipeError, match="pool: expected at least"):
+        dataclasses.replace(stock, pool=tiny, found=dataclasses.replace(stock.found, accepted={})).bank("random", 0.5)
+
+
+# --- the outcome
+
+
+def test_the_outcome_is_complete_and_honest(study: Study) -> None:
+    found = json.loads(json.dumps(outcome(study), allow_nan=False))
+    assert [cell["size"] for cell in found["cells"]] == [0.25, 1.0]
+    primary = [row for cell in found["cells"] for row in cell["comparisons"] if row["primary"]]
+    assert {(row["control"], row["training"], row["augment"]) for row in primary} == {("random", "mixed", True), ("duplicates", "mixed", True)}
+    assert len(primary) == 4
+    assert all(row["difference"]["p"] <= row["difference"]["p_holm"] <= 1 for row in primary)
+    assert all(row["difference"]["p_holm"] is None for cell in found["cells"] for row in cell["comparisons"] if not row["primary"])
+    for cell, held in zip(found["cells"], study.cells, strict=True):
+        for row in cell["arms"]:
+            runs = [
+                r.run for r in held.results if (r.setting.arm, r.setting.training, r.setting.ratio) == (row["arm"], row["training"], row["ratio"])
+            ]
+            assert row["seeds"] == len(runs) == 2
+            assert row["metrics"]["balanced_accuracy"]["mean"] == pytest.approx(np.mean([run.metrics["balanced_accuracy"] for run in runs]))
+            assert {"ece", "recall_0", "recall_1", "auc", "accuracy"} < set(row["metrics"])
+        assert {"heldout_real", "diverse", "brute_force"} < set(cell["yields"])
+
+
+def test_a_finished_study_trains_nothing_again(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> Any:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(runs_module, "run_study", refuse)
+    again = conducted(study.plan, study.out)
+    assert outcome(again) == outcome(study)
+
+
+def test_an_interrupted_study_goes_on_to_the_same_outcome(study: Study, tmp_path: Path) -> None:
+    for stop in (1, 4, 9, 25):
+        steps = study_steps(Study.begin(study.plan, tmp_path))
+        for _ in range(stop):
+            next(steps)
+        steps.close()
+    resumed = conducted(study.plan, tmp_path)
+
+    def timeless(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: timeless(part) for key, part in value.items() if key != "seconds"}
+        return [timeless(part) for part in value] if isinstance(value, list) else value
+
+    assert timeless(outcome(resumed)) == timeless(outcome(study))
+
+
+def test_several_processes_give_the_same_outcome(plan: StudyPlan, study: Study, tmp_path: Path) -> None:
+    small = dataclasses.replace(plan, sizes=(1.0,), trainings=("mixed",), arms=("real", "duplicates", "random", "diverse"))
+    found = []
+    for workers in (1, 2):
+        own = Study.begin(small, tmp_path / str(workers))
+        for _ in study_steps(own, workers=workers):
+            pass
+        found.append([(result.setting, result.seed, result.run.metrics) for result in own.cells[0].results])
+    assert found[0] == found[1]
+
+
+def test_development_never_reads_the_test_images(plan: StudyPlan, content: dict[str, Any], blob_file: Path, tmp_path: Path) -> None:
+    """With other test images and labels in the file, everything but their hash is the same."""
+    small = dataclasses.replace(plan, sizes=(1.0,), ratios=(0.5,), arms=("real", "duplicates", "random", "diverse"), trainings=("mixed",))
+    with np.load(blob_file) as archive:
+        arrays = dict(archive)
+    arrays["test_images"], arrays["test_labels"] = 255 - arrays["test_images"], 1 - arrays["test_labels"]
+    np.savez(tmp_path / "other.npz", **arrays)
+    found = []
+    for data in (blob_file, tmp_path / "other.npz"):
+        split = read_json(Path(content["split_file"]))
+        split.pop("data_sha256")
+        (tmp_path / f"{data.stem}.json").write_text(json.dumps(split))
+        own = dataclasses.replace(small, data=str(data), split_file=str(tmp_path / f"{data.stem}.json"))
+        study = conducted(own, tmp_path / data.stem, test=False)
+        assert len(study.scored()) == len(study.cells[0].stocks[0].user.generator.aside)
+        summary = outcome(study)
+        assert summary["scored_on"] == "development"
+        found.append([[row["metrics"] for row in cell["arms"]] for cell in summary["cells"]])
+    assert found[0] == found[1]
+
+
+def test_in_the_strict_regime_a_generator_sees_the_users_images_alone(content: dict[str, Any], blob_file: Path, tmp_path: Path) -> None:
+    training = {"steps": 2, "batch_size": 8, "channels": [16, 32], "check_every": 2, "validation_draws": 1, "twin_correlation": 0.9999}
+    changes = {"regime": "strict", "training": training, "sizes": [0.5], "ratios": [0.5], "arms": ["real", "duplicates", "random", "diverse"]}
+    strict = (
+        {k: v for k, v in content.items() if k not in ("source", "split_file")}
+        | changes
+        | {"trainings": ["mixed"], "steps": 2, "max_evaluations": 64, "screen": screen_of(level=0.2)}
+    )
+    study = conducted(StudyPlan.from_json(strict), tmp_path)
+    (stock,) = study.cells[0].stocks
+    user, train = stock.user, load_images(blob_file, "train")
+    seen = load_images(user.generator.data, "train")
+    assert user.generator.trained
+    assert sorted(user.reals) == sorted([*user.generator.seen, *user.generator.aside])
+    assert len(user.reals) == sum(round(0.5 * count) for count in train.class_counts)
+    np.testing.assert_allclose(seen.images, train.images[user.reals], atol=1e-6)
+    assert not set(user.extra) & set(user.reals)
+    assert outcome(study)["generator"]["images"] == len(user.generator.seen) < len(user.reals)
+
+
+def test_the_command_writes_page_and_json_and_says_what_was_primary(
+    content: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = content | {"sizes": [1.0], "ratios": [0.5], "arms": ["real", "duplicates", "random", "diverse"], "trainings": ["mixed"]}
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump(small))
+    assert main(["study", str(file), "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "random" in said
+    assert "Holm" in said
+    assert "bar" in said
+    found = read_json(tmp_path / "out" / "study.json")
+    assert found["plan"] == StudyPlan.from_json(small).as_json()
+    assert "blobs" in (tmp_path / "out" / "study.html").read_text()
+    assert main(["study", str(tmp_path / "nothing.yaml"), "--out", str(tmp_path / "x")]) == 2
+    assert "nothing.yaml: expected a study with data and regime" in capsys.readouterr().err
+
+
+def test_stages_follow_one_another(plan: StudyPlan, study: Study) -> None:
+    stages = [progress.stage for progress in study_steps(Study.begin(plan, study.out))]
+    order = ["generator", "pool", "banks", "sweep", "arms"]
+    assert all(order.index(a) <= order.index(b) for a, b in pairwise(stages))
+    assert {"pool", "banks", "sweep", "arms"} == set(stages)
