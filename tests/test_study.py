@@ -30,7 +30,9 @@ from monai_diverse.study import (
     run_study,
     summarise,
 )
+from monai_diverse.study.config import build_network
 from monai_diverse.study.statistics import t_interval
+from monai_diverse.study.training import _looks, _stages
 
 SIDE = 8
 TINY = ClassifierConfig(steps=12, batch_size=8, channels=(8, 8, 8, 8), seeds=(0,))
@@ -69,6 +71,47 @@ def fake(arm: str, seed: int, value: float) -> Run:
 
 
 # --- runs
+
+
+def lopsided() -> LabelledImages:
+    data = toy(40, 0)
+    return data[np.flatnonzero((data.labels == 0) | (np.arange(40) < 10))]
+
+
+def test_a_balanced_arm_shows_classes_equally_often() -> None:
+    train = lopsided()
+    shares = []
+    for balanced in (False, True):
+        ((steps, loader),) = _stages(Arm(name="real", augment=False, balanced=balanced), 0, train, dataclasses.replace(TINY, steps=400))
+        shown = torch.cat([batch["label"] for batch in itertools.islice(itertools.chain.from_iterable(itertools.repeat(loader)), steps)])
+        shares.append(float(shown.float().mean()))
+    assert shares[0] == pytest.approx((train.labels == 1).mean(), abs=0.02)
+    assert shares[1] == pytest.approx(0.5, abs=0.03)
+
+
+def test_pretraining_shows_the_bank_alone_and_then_reals_alone(tmp_path: Path) -> None:
+    train, dark = toy(16, 0), toy(16, 5)
+    bank = make_bank(tmp_path / "bank", LabelledImages(images=np.zeros_like(dark.images), labels=dark.labels))
+    stages = _stages(Arm(name="diverse", bank=bank, pretrain=0.25, augment=False), 0, train, TINY)
+    assert [steps for steps, _ in stages] == [3, 9]
+    for (_, loader), replaced in zip(stages, (True, False), strict=True):
+        for batch in loader:
+            assert bool((batch["image"] == 0).all()) == replaced
+    (whole,) = _stages(Arm(name="empty", bank=make_bank(tmp_path / "empty", None), pretrain=0.25), 0, train, TINY)
+    assert whole[0] == TINY.steps
+
+
+def test_pretrained_runs_end_on_reals_and_differ_from_mixed_ones(tmp_path: Path) -> None:
+    bank = make_bank(tmp_path / "bank", toy(10, 5))
+    runs = study([Arm(name="pretrained", bank=bank, pretrain=0.5), Arm(name="mixed", bank=bank, prob=0.5)])
+    assert not np.array_equal(runs[0].probabilities, runs[1].probabilities)
+
+
+def test_looks_at_the_validation_images_are_so_many_steps_apart() -> None:
+    config = dataclasses.replace(TINY, steps=7, check_every=3)
+    network = build_network(config, channels=1, spatial_dims=2, classes=2, seed=0)
+    looks = list(_looks(network, _stages(Arm(name="real"), 0, toy(16, 0), config), None, config))
+    assert looks == [1, 2, 3]
 
 
 def test_a_study_repeats_bit_for_bit_and_seeds_differ(tmp_path: Path) -> None:
@@ -223,6 +266,7 @@ def test_what_cannot_be_compared_is_refused_before_training(tmp_path: Path) -> N
         {"channels": (8, 8)},
         {"channels": (8, 8, 8, 0)},
         {"stem_stride": 0},
+        {"check_every": 0},
         {"seeds": ()},
         {"seeds": (1, 1)},
         {"seeds": (-1,)},
@@ -235,7 +279,17 @@ def test_settings_are_checked(wrong: dict[str, object]) -> None:
         ClassifierConfig(**wrong)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("wrong", [{"name": ""}, {"name": "a", "prob": -0.1}, {"name": "a", "prob": 1.1}, {"name": "a", "prob": float("nan")}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"name": ""},
+        {"name": "a", "prob": -0.1},
+        {"name": "a", "prob": 1.1},
+        {"name": "a", "prob": float("nan")},
+        {"name": "a", "pretrain": 1.0},
+        {"name": "a", "pretrain": 0.5, "prob": 0.1},
+    ],
+)
 def test_arms_are_checked(wrong: dict[str, object]) -> None:
     with pytest.raises(RecipeError, match="expected"):
         Arm(**wrong)  # type: ignore[arg-type]

@@ -65,14 +65,14 @@ def sweep(plan: StudyPlan) -> list[Setting]:
 
 
 def settings(plan: StudyPlan, ratio: float) -> list[Setting]:
-    """What is trained at the chosen ratio: every arm, with and without random transforms, mixed and pretrained."""
+    """What is trained at the chosen ratio: every arm, with and without random transforms; pretrained ones as the primary arm augments."""
     plain = [Setting(arm=arm, augment=augment) for augment in plan.augment for arm in plan.arms if arm in REAL]
     return plain + [
         Setting(arm=arm, ratio=ratio, augment=augment, training=training)
         for training in plan.trainings
         for augment in plan.augment
         for arm in plan.arms
-        if arm not in REAL
+        if arm not in REAL and (training == plan.primary.training or augment == plan.primary.augment)
     ]
 
 
