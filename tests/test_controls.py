@@ -315,7 +315,8 @@ def test_unseen_images_that_repeat_known_ones_are_a_row_of_their_own(
 ) -> None:
     monkeypatch.setattr("monai_diverse.screening.control_cases.LEAST_COMPARED", at_a_time)
     known = sets | {"generator_train": synthetic_images(90, 77)}
-    fitted = NoveltyScreen(extractor=PixelFeatures(), components=8).fit(*(known[n] for n in ("reference", "calibration", "generator_train")))
+    settings = NoveltyScreen(extractor=PixelFeatures(), components=8, relevance=RelevanceGate(inverse_strengths=(1e-2,)))
+    fitted = settings.fit(*(known[n] for n in ("reference", "calibration", "generator_train")))
     alone = next(control_rows(fitted, sets["unseen"]))
     unseen = with_twins(sets, known[name][np.array([3, 80, 7])], [0, 1, 2])
     # the 6th image is of the patient of the second twin
@@ -325,7 +326,7 @@ def test_unseen_images_that_repeat_known_ones_are_a_row_of_their_own(
     expected = np.isin(groups[: len(unseen)], groups[len(unseen) :])
     assert np.flatnonzero(expected).tolist() == [0, 1, 2]
     assert np.flatnonzero(near_known(fitted, unseen)).tolist() == [0, 1, 2, 5]
-    found = judge_controls(fitted, unseen, generated=synthetic_images(40, 5), count=200)
+    found = judge_controls(fitted, unseen, generated=synthetic_images(40, 5), count=75)
     assert (found["unseen real"].result.drawn, found[TWINS].result.drawn, found[TWINS].groups.drawn) == (69, 4, 3)
     assert found[TWINS].at_most is None
     assert found.excess == difference(found["generated"].result, found["unseen real"].result)
@@ -378,10 +379,10 @@ def test_one_class_has_no_wrong_label_and_three_classes_have_two(sets: dict[str,
         parts = {name: replace(data, labels=np.arange(len(data)) % classes) for name, data in sets.items()}
         relevance = RelevanceGate(inverse_strengths=(1e-2,))
         fitted = NoveltyScreen(extractor=PixelFeatures(), components=8, relevance=relevance).fit(parts["reference"], parts["calibration"])
-        return judge_controls(fitted, parts["unseen"], count=200)
+        return judge_controls(fitted, parts["unseen"][np.arange(20)], count=60)
 
     assert "wrong label" not in [row.name for row in of(1).rows]
-    assert of(3)["wrong label"].result.drawn == 140
+    assert of(3)["wrong label"].result.drawn == 40
 
 
 def test_three_dimensional_images_have_controls() -> None:
@@ -518,6 +519,8 @@ def test_figure_has_a_dot_an_interval_and_a_count_for_every_row(controls: Contro
 def in_words(value: object) -> str:
     if isinstance(value, tuple):
         return ", ".join(map(in_words, value))
+    if isinstance(value, str):
+        return value
     return f"{value:g}" if isinstance(value, int | float) else type(value).__name__
 
 
