@@ -149,3 +149,11 @@ def test_bad_data_parts(tmp_path: Path, blob_file: Path) -> None:
     for part, message in (("far", r"0\.\.149"), ("empty", r"0\.\.149"), ("none", "list of indices 'none'")):
         with pytest.raises(DataError, match=message):
             DataChoice(path=str(blob_file), split_file="split.json", part=part).load(tmp_path)
+
+
+@pytest.mark.parametrize("listed", ["[1" + "0" * 30 + "]", "[Infinity]", "[[0, 1], 2]", "null", '["a"]'])
+def test_what_cannot_be_an_index_is_said_in_one_line(tmp_path: Path, blob_file: Path, listed: str) -> None:
+    (tmp_path / "split.json").write_text(f'{{"odd": {listed}}}')
+    with pytest.raises(DataError, match=r"split\.json: odd: expected a list of indices, got what cannot be one") as caught:
+        DataChoice(path=str(blob_file), split_file="split.json", part="odd").load(tmp_path)
+    assert "\n" not in str(caught.value)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from monai_diverse.errors import StorageError
-from monai_diverse.storage import fingerprint_of, make_folder, sha256_of, write_atomic, write_json
+from monai_diverse.errors import DataError, StorageError
+from monai_diverse.storage import fingerprint_of, make_folder, read_json, sha256_of, write_atomic, write_json
 
 
 def test_write_replaces_the_whole_file_and_leaves_nothing_beside(tmp_path: Path) -> None:
@@ -67,3 +67,13 @@ def test_hashes(tmp_path: Path) -> None:
 def test_json_refuses_nan(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "a.json", {"x": float("nan")})
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 100_000, '{"a": ' * 100_000, "{", "", b"\xff", "[]"], ids=["lists", "objects", "cut", "empty", "bytes", "list"]
+)
+def test_json_that_cannot_be_read_is_said_in_one_line(tmp_path: Path, content: str | bytes) -> None:
+    (tmp_path / "a.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DataError, match=r"a\.json: expected a JSON (file|object)") as caught:
+        read_json(tmp_path / "a.json")
+    assert "\n" not in str(caught.value)

@@ -222,7 +222,7 @@ def _readable(option: str, expected: str) -> Iterator[None]:
         yield
     except DiverseError:
         raise
-    except (OSError, ValueError, OverflowError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{option}: expected {expected}, got what cannot be read ({str(error)[:_LONGEST]})") from error
 
 
