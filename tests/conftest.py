@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+from multiprocessing.context import BaseContext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -17,6 +20,7 @@ from monai_diverse.training import ModelCard, TrainConfig, prepare, train, write
 
 torch.set_num_threads(1)  # small tensors are slower on several threads than on one, fixtures of a session too
 
+LONGEST = ("test_demo", "test_notebooks", "test_twins", "test_examples", "test_bank_damage", "test_bank_fuzz", "test_cli", "test_tsne_hull")
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 SIDE = 8
 OUTLIER_FACTORS = ("mahalanobis_factor", "residual_factor", "leftover_factor", "intensity_factor", "spectrum_factor", "foreground_factor")
@@ -32,6 +36,11 @@ def blobs(count: int, seed: int, side: int = SIDE) -> LabelledImages:
     squared = (y - centre[:, :1, None]) ** 2 + (x - centre[:, 1:, None]) ** 2
     images = np.exp(-squared / (2 * width[:, None, None] ** 2)) * 0.8 + rng.uniform(0, 0.1, (count, side, side))
     return LabelledImages(images=images[:, None].astype(np.float32), labels=labels)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest come first, so that no process ends with one of them while another waits."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 
 @pytest.fixture(scope="session")
@@ -71,13 +80,24 @@ def tiny_config() -> TrainConfig:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory, blob_file: Path, tiny_config: TrainConfig) -> Path:
-    """A model trained for seconds by the package itself."""
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    for _ in train(prepare(blob_file, tiny_config), folder, tiny_config):
-        pass
-    write_model_json(folder, ModelCard(name="tiny", classes=2, class_names=("top", "bottom"), licence="CC0", mirror=True))
-    write_card(folder)
+    """A model trained for seconds by the package itself, once for all processes of pytest-xdist, whose folders lie in one."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "tiny"
+    with FileLock(folder.with_suffix(".lock")):
+        if not (folder / "CARD.md").exists():
+            for _ in train(prepare(blob_file, tiny_config), folder, tiny_config):
+                pass
+            write_model_json(folder, ModelCard(name="tiny", classes=2, class_names=("top", "bottom"), licence="CC0", mirror=True))
+            write_card(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def fresh_processes() -> BaseContext:
+    """Starts processes that know only what they are given, as spawned ones do, but have PyTorch and MONAI imported, which takes spawned ones long."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["monai.bundle", "monai.networks.nets", "monai_diverse.features", "monai_diverse.transforms"])
+    return context
 
 
 @pytest.fixture

@@ -474,16 +474,17 @@ def test_workers_and_epochs_draw_differently_and_reproducibly(kind):
     assert runs[0] == runs[1]
 
 
-def test_spawned_workers_draw_what_forked_ones_do():
+def test_workers_that_get_all_by_pickle_draw_what_forked_ones_do(fresh_processes):
+    """As spawned ones do, of which test_albumentations.py has one."""
     data = Bare(Albumentationsd("image", "GaussNoise", p=1).set_random_state(3))
     drawn = {}
-    for context in ("spawn", "fork"):
+    for name, context in (("pickle", fresh_processes), ("fork", "fork")):
         torch.manual_seed(5)
-        # one worker: importing torch, MONAI and albumentations anew is what takes its time here
+        # one worker: importing albumentations anew is what takes its time here
         loader = TorchLoader(data, num_workers=1, batch_size=8, multiprocessing_context=context)
-        drawn[context] = [read({"image": image}) for batch in loader for image in batch["image"]]
-    assert drawn["spawn"] == drawn["fork"]
-    assert len({str(image) for image in drawn["spawn"]}) == 32
+        drawn[name] = [read({"image": image}) for batch in loader for image in batch["image"]]
+    assert drawn["pickle"] == drawn["fork"]
+    assert len({str(image) for image in drawn["pickle"]}) == 32
 
 
 def test_the_page_runs(tmp_path, monkeypatch):

@@ -110,25 +110,28 @@ def test_100_kills_at_random_lose_nothing(tmp_path, small_shards):
     all_ = samples(total)
     path = tmp_path / "bank"
     BankWriter.create_or_resume(path, header(), resume=False).close()
-    struck, lengths = 0, []
+    struck, lengths, longest = 0, [], 0.1
     while struck < 100:
         known = len(SampleBank.open(path))
-        killed = strike(keep_appending(path, all_, rng.integers(1, 7, 40).tolist()), rng.uniform(0, 0.2))
+        killed = strike(keep_appending(path, all_, rng.integers(1, 4, 10).tolist()), rng.uniform(0, longest))
         struck += not killed.finished
+        # however fast the machine is, most kills should strike while it appends
+        longest *= 0.8 if killed.finished else 1.1 if killed.reported is None else 1
         bank = SampleBank.open(path)
         bank.verify()
         lengths.append(len(bank))
         # what was reported is there, and at most one append more, whole
         least = known if killed.reported is None else killed.reported
-        assert least <= len(bank) <= least + 6
+        assert least <= len(bank) <= least + 3
         assert bank.progress == ({"drawn": len(bank)} if len(bank) else {})
         np.testing.assert_array_equal(bank.seeds, all_["seeds"][: len(bank)])
         np.testing.assert_array_equal(bank.images[-3:], np.rint(all_["images"][: len(bank)][-3:] * 255).astype(np.float32) / 255)
         assert len(bank) < total
     assert len(set(lengths)) > 30  # the killer let some work through
+    end = lengths[-1] + 50
     with BankWriter.create_or_resume(path, header(), resume=True) as writer:
-        writer.append(**part(all_, slice(writer.count, total)), progress={"drawn": total})
-    assert SampleBank.open(path).fingerprint == grown(tmp_path / "whole", all_).fingerprint
+        writer.append(**part(all_, slice(writer.count, end)), progress={"drawn": end})
+    assert SampleBank.open(path).fingerprint == grown(tmp_path / "whole", part(all_, slice(end))).fingerprint
     assert not list(path.glob(".*.part"))
 
 

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import monai_diverse
 from monai_diverse.bank import BankHeader, BankWriter
 from monai_diverse.cli import main
 from monai_diverse.study import duplicates_bank
+from monai_diverse.training import TrainConfig
 
 
 def _lines(capsys: pytest.CaptureFixture[str]) -> tuple[str, list[str]]:
@@ -176,20 +178,33 @@ def test_ctrl_c_at_the_start_is_one_line(tmp_path: Path, seconds: float) -> None
     assert "Traceback" not in errors
 
 
-def test_ctrl_c_in_training_keeps_the_checkpoint(blob_file: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "monai_diverse", "train", "--data", str(blob_file), "--out", str(tmp_path / "m"), "--steps", "100000"]
+SMALL = {"channels": (16, 32), "check_every": 40, "validation_draws": 1}
+"""A network that is soon trained, looked at often."""
+
+TRAIN_SMALL = f"""
+import runpy
+from functools import partial
+from monai_diverse.cli import train
+train.TrainConfig = partial(train.TrainConfig, **{SMALL})
+runpy.run_module("monai_diverse", run_name="__main__")
+"""
+
+
+def test_ctrl_c_in_training_keeps_the_checkpoint(blob_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["train", "--data", str(blob_file), "--out", str(tmp_path / "m"), "--batch-size", "2", "--steps"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([*command, "--batch-size", "2"], env=environment, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", TRAIN_SMALL, *arguments, "100000"], env=environment, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
-    while not (tmp_path / "m" / "training.json").exists() and time.monotonic() < deadline:
+    while not (tmp_path / "m" / "training.json").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
     steps = json.loads((tmp_path / "m" / "training.json").read_text())["steps"]
-    assert steps >= 250
-    assert main([*command[3:-1], str(steps), "--batch-size", "2"]) == 0
+    assert steps >= SMALL["check_every"]
+    monkeypatch.setattr("monai_diverse.cli.train.TrainConfig", partial(TrainConfig, **SMALL))
+    assert main([*arguments, str(steps)]) == 0
     assert (tmp_path / "m" / "CARD.md").exists()
 
 
@@ -200,7 +215,7 @@ def test_ctrl_c_exits_130_and_growth_resumes(recipe_file: Path, tmp_path: Path, 
     command = [sys.executable, "-m", "monai_diverse", "grow", str(recipe_file), "--out", str(bank), "--max-evaluations", "100000"]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
-    while not list(bank.glob("shard-*")) and time.monotonic() < deadline:
+    while not list(bank.glob("shard-*")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)

@@ -1,6 +1,9 @@
 import json
 import math
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,16 +12,40 @@ from monai_diverse import SampleBank, __version__, demo
 from monai_diverse.demo import DemoConfig, demo_recipe, run_demo
 from monai_diverse.errors import BankMismatchError
 from monai_diverse.job import Job
+from monai_diverse.recipe import Recipe
 from monai_diverse.report import Pictures, write_report
 from monai_diverse.screening import Verdict
 from monai_diverse.sources.builtin import builtin_data
 from monai_diverse.study import ClassifierConfig
 
-SMALL = DemoConfig(quick=True, seed=7, max_evaluations=64 * 20, classifier=ClassifierConfig(seeds=(7, 8), steps=15, channels=(4, 4, 8, 8)))
+STEPS = 5
+SMALL = DemoConfig(quick=True, seed=7, max_evaluations=64 * STEPS, classifier=ClassifierConfig(seeds=(7, 8), steps=5, channels=(4, 4, 8, 8)))
+
+
+def small_recipe(config: DemoConfig) -> Recipe:
+    """The demo's recipe with rough images, and, since those are seldom novel, with a lax gate for novelty."""
+    recipe = demo_recipe(config)
+    lax = {"novelty": {"target": "monai_diverse.screening.NoveltyGate", "arguments": {"alpha": 0.3}}}
+    return replace(recipe, source=replace(recipe.source, arguments={"steps": STEPS}), screen=replace(recipe.screen, arguments=lax))
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Pictures]:
+def job() -> Job:
+    """Fitted once, which takes longer than all else; what is fitted does not depend on the seed."""
+    return Job.prepare(small_recipe(SMALL))
+
+
+@pytest.fixture(scope="module")
+def prepared(job: Job) -> Iterator[None]:
+    """Demos that are small and take the fitted job."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "demo_recipe", small_recipe)
+        patch.setattr(demo, "Job", SimpleNamespace(prepare=lambda recipe: replace(job, recipe=recipe)))
+        yield
+
+
+@pytest.fixture(scope="module")
+def ran(prepared: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Pictures]:
     """The demo's folder, and the pictures that it made a report of."""
     folder, shown = tmp_path_factory.mktemp("demo") / "report", []
 
@@ -56,7 +83,7 @@ def test_summary_has_its_promised_shape(summary: dict) -> None:
         found = summary["yield"][name]
         assert found["ci95"][0] <= found["per_10k"] <= found["ci95"][1]
         assert found["per_10k"] == pytest.approx(1e4 * found["accepted"] / found["drawn"])
-    assert summary["yield"]["diverse"]["nfe"] == summary["yield"]["random"]["nfe"] == 64 * 20
+    assert summary["yield"]["diverse"]["nfe"] == summary["yield"]["random"]["nfe"] == 64 * STEPS
     assert list(summary["rejections"]) == list(Verdict.REASONS)
     assert sum(summary["rejections"].values()) + summary["bank"]["size"] == 64
     assert list(summary["classifier"]) == ["real", "standard", "duplicates", "random", "diverse"]
@@ -145,8 +172,7 @@ def test_information_scores_stand_beside_those_of_unguided_draws_and_real_images
     assert "data-processing inequality" in page
 
 
-def test_an_empty_bank_leaves_the_unguided_draws_to_describe() -> None:
-    job = Job.prepare(demo_recipe(SMALL))
+def test_an_empty_bank_leaves_the_unguided_draws_to_describe(job: Job) -> None:
     data = builtin_data()
     nothing = job.screen.embed(data.test.images[:0], data.test.labels[:0])
     found = demo._information(job.screen, nothing, job.screen.embed(data.test.images[:30], data.test.labels[:30]))

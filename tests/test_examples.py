@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import os
 import re
-import subprocess
+import runpy
 import sys
+import tempfile
+import warnings
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
+import monai.bundle
 import numpy as np
 import pytest
+import torch
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, ScaleIntensity, ScaleIntensityd, Transpose
 from PIL import Image
 
 from monai_diverse import RandDiverseReplaced, Recipe
 from monai_diverse.bank import BankHeader, BankWriter
+from monai_diverse.transforms.insertion import Insertion
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 BUNDLE = EXAMPLES / "bundle" / "configs" / "train.yaml"
@@ -26,49 +33,48 @@ MARK = "# the one changed line"
 NEEDS = {"albumentations_torch": "albumentations", "ignite_trainer": "ignite", "lightning_module": "pytorch_lightning", "train": "ignite"}
 SIDE, TRAIN, LIMIT = 28, 64, 48
 
-# In a process of its own: imports the script, runs it twice with the bank and once without, and reports what it printed, how many samples it
-# put in the place of images, and how far the worst of them was from its image.
-RUNNER = """
-import io, json, runpy, sys, warnings
-from pathlib import Path
-import numpy as np
-from monai_diverse.transforms.insertion import Insertion
 
-warnings.filterwarnings("error", module="monai_diverse")
-script, bank, data, limit = sys.argv[1:]
-put, distances = Insertion.put, []
+def run_script(script: str, bank: str, data: str, folder: Path) -> None:
+    """In a process of its own: imports the script, runs it twice with the bank and once without, and reports what it printed, how many samples
+    it put in the place of images, and how far the worst of them was from its image."""
+    for number, stream in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(folder / stream, os.O_WRONLY | os.O_CREAT, 0o666), number)
+    os.chdir(folder / "here")
+    torch.set_num_threads(1)
+    os.environ |= {"TMPDIR": str(folder / "temporary"), "MPLCONFIGDIR": str(folder / "matplotlib")}
+    tempfile.tempdir = None  # which was found out before
+    warnings.filterwarnings("error", module="monai_diverse")
+    put, distances = Insertion.put, []
 
-def counted(self, sample, real, what, source):
-    distances.append(float(np.abs(np.asarray(sample, np.float64) - np.asarray(real, np.float64)).max()))
-    return put(self, sample, real, what, source)
+    def counted(self: Insertion, sample: Any, real: Any, what: Any, source: Any) -> Any:
+        distances.append(float(np.abs(np.asarray(sample, np.float64) - np.asarray(real, np.float64)).max()))
+        return put(self, sample, real, what, source)
 
-def run(**options):
-    if script.endswith(".yaml"):
-        from monai.bundle import run
-        run(config_file=script, meta_file=script.replace("train.yaml", "metadata.json"), **options | {"data": Path(options["data"])})
-        return
-    flags = ["--" + name.replace("_", "-") for name, value in options.items() if value is True]
-    sys.argv = [script, *(f"--{name}={value}" for name, value in options.items() if value is not True), *flags]
-    runpy.run_path(script, run_name="__main__")
+    def run(**options: Any) -> None:
+        if script.endswith(".yaml"):
+            monai.bundle.run(config_file=script, meta_file=script.replace("train.yaml", "metadata.json"), **options | {"data": Path(data)})
+            return
+        flags = ["--" + name.replace("_", "-") for name, value in options.items() if value is True]
+        sys.argv = [script, *(f"--{name}={value}" for name, value in options.items() if value is not True), *flags]
+        runpy.run_path(script, run_name="__main__")
 
-def printed():
-    text = sys.stdout.getvalue()
-    sys.stdout.seek(0)
-    sys.stdout.truncate()
-    return text
+    def printed() -> str:
+        text = sys.stdout.getvalue()
+        sys.stdout.seek(0)
+        sys.stdout.truncate()
+        return text
 
-Insertion.put = counted
-sys.stdout = io.StringIO()  # one for all runs: loggers keep the stream that they first got
-report = {}
-if script.endswith(".py"):
-    runpy.run_path(script, run_name="imported")
-report["imported"] = printed()
-for name, choice in (("bank", {"bank": bank}), ("again", {"bank": bank}), ("real", {"bank": "nowhere", "real_only": True})):
-    distances.clear()
-    run(data=data, epochs=1, seed=3, limit=int(limit), **choice)
-    report[name] = {"printed": printed(), "put": len(distances), "worst": max(distances, default=None)}
-print(json.dumps(report), file=sys.__stdout__)
-"""
+    Insertion.put = counted
+    sys.stdout = io.StringIO()  # one for all runs: loggers keep the stream that they first got
+    report: dict[str, Any] = {}
+    if script.endswith(".py"):
+        runpy.run_path(script, run_name="imported")
+    report["imported"] = printed()
+    for name, choice in (("bank", {"bank": bank}), ("again", {"bank": bank}), ("real", {"bank": "nowhere", "real_only": True})):
+        distances.clear()
+        run(data=data, epochs=1, seed=3, limit=LIMIT, **choice)
+        report[name] = {"printed": printed(), "put": len(distances), "worst": max(distances, default=None)}
+    (folder / "report.json").write_text(json.dumps(report))
 
 
 def pattern(label: int) -> np.ndarray[Any, Any]:
@@ -111,24 +117,17 @@ def losses(printed: str) -> list[str]:
 
 
 @pytest.mark.parametrize("script", [*SCRIPTS, BUNDLE], ids=lambda path: path.stem)
-def test_runs_with_and_without_the_bank(script: Path, bank: Path, data_file: Path, tmp_path: Path) -> None:
+def test_runs_with_and_without_the_bank(script: Path, bank: Path, data_file: Path, tmp_path: Path, fresh_processes: BaseContext) -> None:
     package = NEEDS.get(script.stem, "monai")
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"needs {package}")
     for name in ("here", "temporary"):
         (tmp_path / name).mkdir()
-    environment = os.environ | {"TMPDIR": str(tmp_path / "temporary"), "OMP_NUM_THREADS": "1", "MPLCONFIGDIR": str(tmp_path / "matplotlib")}
-    done = subprocess.run(
-        [sys.executable, "-c", RUNNER, str(script), str(bank), str(data_file), str(LIMIT)],
-        cwd=tmp_path / "here",
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    report = json.loads(done.stdout.splitlines()[-1])
+    process = fresh_processes.Process(target=run_script, args=(str(script), str(bank), str(data_file), tmp_path))
+    process.start()
+    process.join(300)
+    assert process.exitcode == 0, (tmp_path / "stderr").read_text()[-3000:]
+    report = json.loads((tmp_path / "report.json").read_text())
     assert report["imported"] == ""
     for run in ("bank", "again", "real"):
         scores = metrics(report[run]["printed"])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import pickle
-import subprocess
-import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -357,17 +357,21 @@ def test_the_cache_is_differentiable_if_its_extractor_is(tmp_path: Path) -> None
     torch.testing.assert_close(x.grad, torch.ones_like(x))
 
 
-def test_two_processes_share_a_cache(tmp_path: Path) -> None:
-    code = """
-import sys, numpy as np
-from monai_diverse.features import CachedFeatures, PixelFeatures
-cached = CachedFeatures(extractor=PixelFeatures(), folder=sys.argv[1])
-for seed in range(40):
-    images = np.random.default_rng(seed).random((20, 1, 16, 16), dtype=np.float32)
-    assert (cached(images) == PixelFeatures()(images)).all()
-"""
-    both = [subprocess.Popen([sys.executable, "-W", "error", "-c", code, str(tmp_path)]) for _ in range(2)]
-    assert [process.wait(timeout=120) for process in both] == [0, 0]
+def fill(folder: Path) -> None:
+    warnings.simplefilter("error")
+    cached = CachedFeatures(extractor=PixelFeatures(), folder=folder)
+    for seed in range(40):
+        images = np.random.default_rng(seed).random((20, 1, 16, 16), dtype=np.float32)
+        assert (cached(images) == PixelFeatures()(images)).all()
+
+
+def test_two_processes_share_a_cache(tmp_path: Path, fresh_processes: BaseContext) -> None:
+    both = [fresh_processes.Process(target=fill, args=(tmp_path,)) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(120)
+    assert [process.exitcode for process in both] == [0, 0]
     assert len(list(tmp_path.iterdir())) == 40
 
 

@@ -448,8 +448,9 @@ def test_threads_do_not_mix_up_each_others_draws(bank, monkeypatch):
             check(bank, item)
 
 
-def test_spawned_workers_of_monais_loader(bank):
-    loader = DataLoader(CacheDataset(items(), pipeline(bank), progress=False), num_workers=2, batch_size=6, multiprocessing_context="spawn")
+def test_workers_of_monais_loader_that_get_all_by_pickle(bank, fresh_processes):
+    """As spawned ones do, of which test_transforms.py has one."""
+    loader = DataLoader(CacheDataset(items(), pipeline(bank), progress=False), num_workers=2, batch_size=6, multiprocessing_context=fresh_processes)
     assert_no_two_alike(streams_of(bank, loader, epochs=1))
 
 

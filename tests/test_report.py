@@ -145,6 +145,12 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return out, page.read_text(encoding="utf-8")
 
 
+@pytest.fixture
+def unpainted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are drawn, but not turned into pixels, which takes most of the time: for words beside figures that other tests paint."""
+    monkeypatch.setattr("monai_diverse.report.page.png", lambda figure: b"a picture")
+
+
 def text_of(source: str) -> str:
     return " ".join(Page(source).text.split())
 
@@ -232,7 +238,7 @@ def test_one_seed_and_no_classifier(tmp_path: Path) -> None:
     assert not (tmp_path / "none" / "figures" / "classifier.png").exists()
 
 
-def test_optional_keys_may_be_missing(tmp_path: Path) -> None:
+def test_optional_keys_may_be_missing(unpainted: None, tmp_path: Path) -> None:
     value = summary()
     for key in ("recipe", "provenance", "rejections_random"):
         del value[key]
@@ -245,7 +251,7 @@ def test_optional_keys_may_be_missing(tmp_path: Path) -> None:
 # --- words
 
 
-def test_the_page_tells_a_gain_from_a_null_result(written: tuple[Path, str], tmp_path: Path) -> None:
+def test_the_page_tells_a_gain_from_a_null_result(written: tuple[Path, str], unpainted: None, tmp_path: Path) -> None:
     null, gain = text_of(written[1]), text_of(write_report(tmp_path, summary(difference=0.05), pictures()).read_text(encoding="utf-8"))
     assert "null result" in null
     assert "the interval includes 0: no difference shown" in null
@@ -355,7 +361,7 @@ def test_both_references_are_named_or_called_unknown() -> None:
     assert "not given" in held
 
 
-def test_the_page_says_which_set_the_nearest_images_come_from(tmp_path: Path) -> None:
+def test_the_page_says_which_set_the_nearest_images_come_from(unpainted: None, tmp_path: Path) -> None:
     for nearest_set in ("generator_train", "reference", None):
         shown = Pictures(**{**vars(pictures()), "nearest_set": nearest_set})
         value = summary() | {"references": references(seen=nearest_set == "generator_train")}
@@ -372,7 +378,7 @@ def information(accepted: int = 30, names: tuple[str, ...] = ("diverse", "random
     return describe_information({name: some(i, accepted) for i, name in enumerate(names)}, some(5, 60), some(6, 40))
 
 
-def test_information_scores_are_shown_beside_those_of_real_images(written: tuple[Path, str], tmp_path: Path) -> None:
+def test_information_scores_are_shown_beside_those_of_real_images(written: tuple[Path, str], unpainted: None, tmp_path: Path) -> None:
     found = information()
     text = text_of(write_report(tmp_path / "many", summary() | {"information": found}, pictures()).read_text(encoding="utf-8"))
     row = found["scores"]["vendi"]
@@ -401,7 +407,7 @@ def test_information_scores_in_words() -> None:
     assert [score_in_words(value) for value in (-0.001, 1.0, 12.345, 7, 80, None)] == ["0.00", "1.00", "12.3", "7", "80", "–"]
 
 
-def test_thresholds_stand_above_the_scores(tmp_path: Path) -> None:
+def test_thresholds_stand_above_the_scores(unpainted: None, tmp_path: Path) -> None:
     value = summary() | {"thresholds": {"copy": 1.0625}}
     assert "rejected above 1.06 – #1 malignant 0.5 1.25" in text_of(write_report(tmp_path, value, pictures()).read_text(encoding="utf-8"))
 

@@ -57,7 +57,7 @@ def _curve(values: list[float], noise: float = 1e-3, seed: int = 0) -> Curve:
 
 def test_digits_show_biased_generalization(tmp_path: Path, digits_twins: ModuleType) -> None:
     trainer = digits_twins.DigitsTrainer(learning_rate=3e-3, width=192, batch_size=64, ema_decay=0.99, sampling_steps=20)
-    recipe = TwinRecipe(trainer=trainer, steps=2600, first=90, checkpoints=8, per_twin=250, images=300, test_parts=8)
+    recipe = TwinRecipe(trainer=trainer, steps=2000, first=70, checkpoints=8, per_twin=200, images=300, test_parts=8)
     data = digits_twins.digits()
     audit = audit_twins(recipe, data, np.arange(len(data)), out=tmp_path)
     rows = {row["step"]: row for row in audit.summary["checkpoints"]}
