@@ -30,6 +30,7 @@ class Generator:
     Attributes:
         source: makes it.
         described: its name, fingerprint and licence.
+        class_names: one a class.
         seen: indices into the cohort's train images.
         aside: as `seen`, those that it never saw and that calibrate the screen.
         data: the file or folder that its split file divides.
@@ -41,6 +42,7 @@ class Generator:
 
     source: Component
     described: dict[str, str]
+    class_names: tuple[str, ...]
     seen: IntArray
     aside: IntArray
     data: Path
@@ -69,6 +71,7 @@ def given_generator(plan: StudyPlan, cohort: Cohort) -> Generator:
     return Generator(
         source=plan.source,
         described=_described(source),
+        class_names=source.class_names,
         seen=seen,
         aside=aside,
         data=cohort.path,
@@ -102,9 +105,11 @@ def trained_generator(plan: StudyPlan, cohort: Cohort, among: IntArray | None, o
     content = read_json(folder / SPLIT)
     places = np.arange(len(cohort.train), dtype=np.int64) if among is None else among
     component = Component(target="monai_diverse.DiffusersSource", arguments={"folder": str(folder.resolve())})
+    source: SampleSource = component.build(plan.folder)
     return Generator(
         source=component,
-        described=_described(component.build(plan.folder)),
+        described=_described(source),
+        class_names=source.class_names,
         seen=places[np.asarray(content["generator_train"], dtype=np.int64)],
         aside=places[np.asarray(content["calibration"], dtype=np.int64)],
         data=data,

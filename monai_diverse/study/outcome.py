@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,26 +23,26 @@ Keep = npt.NDArray[np.bool_] | None
 CONFIDENCE = 0.95
 
 
-def outcome(study: Study, *, class_names: Sequence[str] = ()) -> dict[str, Any]:
+def outcome(study: Study) -> dict[str, Any]:
     """Summarises a study that `study_steps` has run to its end.
 
     Args:
         study: with all its results.
-        class_names: one a class; empty for numbers.
 
     Returns:
-        JSON: see docs/study.md for its keys.
+        JSON, of which `report.write_study` makes a page: what was studied (name, regime, data, generator, plan), `primary` (what was fixed before)
+        and `cells`, one a size: the user's reals, the chosen ratio, the sweep that chose it (`ratios`), `arms`, `comparisons` and `yields`.
 
     Raises:
         DataError: a study that has not been run.
     """
-    plan, cohort, scored = study.plan, study.cohort, study.scored()
+    plan, cohort = study.plan, study.cohort
     if not study.cells or any(cell.ratio is None for cell in study.cells):
         raise DataError("study: expected one whose steps have all been run, got an unfinished one; run study_steps first")
+    scored = study.scored()
     keep = cohort.test_apart if study.test and not cohort.test_apart.all() else None
     cells = [_cell(plan, cell, scored, keep) for cell in study.cells]
     _correct(cells)
-    first = study.cells[0].stocks[0].user.generator
     return {
         "kind": "study",
         "version": __version__,
@@ -51,24 +50,29 @@ def outcome(study: Study, *, class_names: Sequence[str] = ()) -> dict[str, Any]:
         "regime": plan.regime,
         "confidence": CONFIDENCE,
         "scored_on": "test" if study.test else "development",
-        "data": {
-            "name": cohort.path.name,
-            "sha256": cohort.sha256,
-            "class_names": list(class_names) or [f"class {c}" for c in range(len(cohort.train.class_counts))],
-            "images": {"train": len(cohort.train), "validation": len(cohort.validation), "test": len(cohort.test), "scored": len(scored)},
-            "test_without_twins": int(cohort.test_apart.sum()),
-        },
-        "generator": {
-            **first.described,
-            "source": first.source.target,
-            "images": len(first.seen),
-            "aside": len(first.aside),
-            "trained": first.trained,
-        },
+        "data": _data(study, len(scored)),
+        "generator": _generator(study.cells[0]),
         "plan": plan.as_json(),
         "primary": primary_of(plan),
         "cells": cells,
     }
+
+
+def _data(study: Study, scored: int) -> dict[str, Any]:
+    cohort = study.cohort
+    return {
+        "name": cohort.path.name,
+        "sha256": cohort.sha256,
+        "class_names": list(study.cells[0].stocks[0].user.generator.class_names),
+        "images": {"train": len(cohort.train), "validation": len(cohort.validation), "test": len(cohort.test), "scored": scored},
+        "test_without_twins": int(cohort.test_apart.sum()),
+    }
+
+
+def _generator(cell: Cell) -> dict[str, Any]:
+    generator = cell.stocks[0].user.generator
+    counts = {"images": len(generator.seen), "aside": len(generator.aside), "trained": generator.trained}
+    return {**generator.described, "source": generator.source.target, **counts}
 
 
 def primary_of(plan: StudyPlan) -> dict[str, Any]:

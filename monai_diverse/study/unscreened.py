@@ -41,7 +41,7 @@ def draw_pool(plan: StudyPlan, cohort: Cohort, generator: Generator, out: Path) 
     shares = np.bincount(cohort.train.labels[generator.seen], minlength=source.classes)
     labels = np.random.default_rng([plan.seed, len(shares)]).choice(len(shares), plan.pool, p=shares / shares.sum())
     seeds = plan.seed * SEEDS * 2**32 + np.arange(plan.pool, dtype=np.int64)
-    described = generator.described | {"class_names": list(source.class_names)}
+    described = generator.described | {"class_names": list(generator.class_names)}
     choices = {"pool": plan.seed, "source": source.fingerprint, "steps": plan.steps, "size": plan.pool}
     with BankWriter.create_or_resume(pool_folder(plan, generator, out), _header(cohort, described, choices), resume=True) as writer:
         yield writer.count
