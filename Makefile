@@ -10,7 +10,7 @@ demo: $(VENV)/.installed  ## grow a bank, train with and without it, write $(REP
 	$(BIN)/monai-diverse demo --out $(REPORT)
 
 test: $(VENV)/.installed  ## run the tests
-	$(BIN)/python -m pytest --numprocesses 2
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 lint: $(VENV)/.installed  ## style, types, direction of imports
 	$(BIN)/ruff check .

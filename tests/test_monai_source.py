@@ -115,12 +115,12 @@ class TestVolumeSource(SourceContract):
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize("spatial", [(8, 8), (6, 8, 4)])
 def test_ddim_agrees_with_monai(spatial: tuple[int, ...], prediction_type: str) -> None:
-    unet, scheduler = _unet(dims=len(spatial)), _ddim(50, prediction_type=prediction_type, clip_sample=False)
+    unet, scheduler = _unet(dims=len(spatial)), _ddim(20, prediction_type=prediction_type, clip_sample=False)
     theirs = DiffusionInferer(scheduler).sample(initial_noise(SEEDS, (1, *spatial)), unet, scheduler, verbose=False)
     reach = float(theirs.abs().max())  # an untrained network's noise takes images anywhere
     source = MonaiSource(unet, scheduler, sample_shape=(1, *spatial), output_range=(-reach, reach), sampler="DDIMScheduler")
     torch.testing.assert_close(source.sample([0, 0, 0], SEEDS), _in_unit(theirs, -reach, reach), atol=1e-5, rtol=0)
-    assert source.nfe == 3 * 50
+    assert source.nfe == 3 * 20
 
 
 @pytest.mark.parametrize("spatial", [(8, 8), (4, 8, 4)])
@@ -343,13 +343,13 @@ def test_extra_inputs_reach_maisis_network() -> None:
 
 @pytest.mark.parametrize("name", [*SPACING, *REGIONS])
 def test_every_extra_input_matters_and_may_differ_by_class(name: str) -> None:
-    extra, plain = SPACING | REGIONS, _maisi()
+    extra, plain = SPACING | REGIONS, _maisi(steps=5)
     images = plain.sample([0, 1], SEEDS[:2])
-    changed = _maisi(extra_inputs=extra | {name: extra[name].flip(1) * 2})
+    changed = _maisi(extra_inputs=extra | {name: extra[name].flip(1) * 2}, steps=5)
     assert float((changed.sample([0, 1], SEEDS[:2]) - images).abs().max()) > 1e-3
     assert changed.fingerprint != plain.fingerprint
     rows = {"class_labels": torch.tensor([1, 3]), name: torch.cat([extra[name].flip(1) * 2, extra[name]])}
-    of_class = _maisi(conditioning=rows, extra_inputs={key: value for key, value in extra.items() if key != name})
+    of_class = _maisi(conditioning=rows, extra_inputs={key: value for key, value in extra.items() if key != name}, steps=5)
     mixed = torch.stack([changed.sample([0], SEEDS[:1])[0], images[1]])
     torch.testing.assert_close(of_class.sample([0, 1], SEEDS[:2]), mixed, atol=1e-4, rtol=0)
 

@@ -79,11 +79,11 @@ def primary_of(plan: StudyPlan) -> dict[str, Any]:
     """What was fixed before the runs, as JSON and in a sentence."""
     primary, sizes = plan.primary, plan.primary.sizes or plan.sizes
     shares = ", ".join(f"{100 * size:g} %" for size in sizes)
+    arm, *controls = (name.replace("_", " ") for name in (primary.arm, *primary.controls))
     text = (
-        f"{primary.metric.replace('_', ' ')} of {primary.arm} against {' and '.join(primary.controls)} at equal counts, {shares} of the labelled"
-        " images,"
+        f"{primary.metric.replace('_', ' ')} of {arm} against {' and '.join(controls)} at equal counts, {shares} of the labelled images,"
         f" {primary.training} training {'with' if primary.augment else 'without'} random transforms, ratio chosen on validation;"
-        f" {len(sizes) * len(primary.controls)} comparisons, Holm's correction"
+        f" {len(sizes) * len(controls)} comparisons, Holm's correction"
     )
     values = {"metric": primary.metric, "arm": primary.arm, "controls": list(primary.controls), "sizes": list(sizes)}
     return values | {"training": primary.training, "augment": primary.augment, "text": text}
