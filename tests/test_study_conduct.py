@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ import yaml
 from monai_diverse.bank import select
 from monai_diverse.cli.main import main
 from monai_diverse.data import load_images
+from monai_diverse.data.medmnist import medmnist_file
 from monai_diverse.errors import DataError, RecipeError
+from monai_diverse.sources.builtin import DATA
 from monai_diverse.storage import read_json
-from monai_diverse.study import Study, StudyPlan, outcome, study_steps
+from monai_diverse.study import Selection, Study, StudyPlan, outcome, study_steps
 from monai_diverse.study import runs as runs_module
 from monai_diverse.study.cohort import Cohort
 from monai_diverse.study.conduct import chosen_ratio, draws
@@ -165,7 +168,32 @@ def test_the_medmnist_name_must_be_known(plan: StudyPlan, tmp_path: Path) -> Non
         Cohort.load(dataclasses.replace(plan, data="medmnist:liver"), tmp_path)
 
 
+def test_a_medmnist_file_that_is_there_is_checked_and_taken(tmp_path: Path) -> None:
+    """The shipped file is the published one, byte for byte, so nothing needs to be downloaded."""
+    shutil.copy(DATA, tmp_path / "breastmnist.npz")
+    assert medmnist_file("breastmnist", tmp_path) == tmp_path / "breastmnist.npz"
+    with (tmp_path / "breastmnist.npz").open("ab") as stream:
+        stream.write(b"x")
+    with pytest.raises(DataError, match="medmnist:breastmnist: expected the published file, but") as caught:
+        medmnist_file("breastmnist", tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 # --- arms
+
+
+def test_selection_by_information_gain_takes_what_tells_most_first(study: Study) -> None:
+    bank = study.cells[0].stocks[0].found.grown["diverse"]
+    ranked = Selection(order="information_gain").ranked(bank)
+    assert np.all(np.diff(bank.scores["information_gain"][ranked]) <= 0)
+    assert sorted(ranked) == Selection().ranked(bank).tolist() == list(range(len(bank)))
+    with pytest.raises(RecipeError, match="order: expected one of grown, information_gain, got 'best'"):
+        Selection(order="best")  # type: ignore[arg-type]
+
+
+def test_the_plans_of_the_benchmarks_can_be_read() -> None:
+    plans = sorted((Path(__file__).parents[1] / "benchmarks" / "studies").rglob("*.yaml"))
+    assert {StudyPlan.load(file).regime for file in plans} == {"pretrained", "strict"}
 
 
 def test_arms_have_equal_counts_and_the_right_images(study: Study) -> None:

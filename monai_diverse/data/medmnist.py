@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from monai.apps.utils import download_url
+from monai.apps.utils import HashCheckError, download_url
 
 from monai_diverse.errors import DataError
 
@@ -32,6 +32,6 @@ def medmnist_file(name: str, folder: Path) -> Path:
     file = folder / f"{name}.npz"
     try:
         download_url(f"{RECORD}/{name}.npz?download=1", file, hash_val=MD5[name], hash_type="md5", progress=False)
-    except (RuntimeError, OSError) as error:
+    except (HashCheckError, RuntimeError, OSError) as error:
         raise DataError(f"{PREFIX}{name}: expected the published file, but {error}; download it yourself and give its path") from error
     return file

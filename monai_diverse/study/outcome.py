@@ -15,7 +15,7 @@ from monai_diverse.study.inference import holm, paired_difference
 from monai_diverse.study.metrics import metrics_of
 from monai_diverse.study.plan import StudyPlan
 from monai_diverse.study.runs import Result, Setting, sweep
-from monai_diverse.study.statistics import t_interval
+from monai_diverse.study.statistics import over_seeds
 from monai_diverse.study.synthetic import GROWN
 from monai_diverse.version import __version__
 
@@ -113,14 +113,14 @@ def _cell(plan: StudyPlan, cell: Cell, scored: LabelledImages, keep: Keep) -> di
 def _swept(setting: Setting, results: list[Result]) -> dict[str, Any]:
     counts = float(np.mean([result.images for result in results]))
     shown = {"validation": [result.run.validation for result in results], "scores": [result.run.metrics for result in results]}
-    return {"arm": setting.arm, "ratio": setting.ratio, "images": counts, **{name: _over_seeds(values) for name, values in shown.items()}}
+    return {"arm": setting.arm, "ratio": setting.ratio, "images": counts, **{name: over_seeds(values) for name, values in shown.items()}}
 
 
 def _arm(setting: Setting, results: list[Result], cell: Cell, scored: LabelledImages, keep: Keep) -> dict[str, Any]:
     asked = None if setting.ratio is None else int(np.mean([stock.asked(setting.ratio).sum() for stock in cell.stocks]))
     apart = None
     if keep is not None:
-        apart = _over_seeds([metrics_of(result.run.probabilities[keep], scored.labels[keep]) for result in results])
+        apart = over_seeds([metrics_of(result.run.probabilities[keep], scored.labels[keep]) for result in results])
     return {
         "arm": setting.arm,
         "augment": setting.augment,
@@ -129,8 +129,8 @@ def _arm(setting: Setting, results: list[Result], cell: Cell, scored: LabelledIm
         "asked": asked,
         "images": float(np.mean([result.images for result in results])),
         "seeds": len(results),
-        "metrics": _over_seeds([result.run.metrics for result in results]),
-        "validation": _over_seeds([result.run.validation for result in results]),
+        "metrics": over_seeds([result.run.metrics for result in results]),
+        "validation": over_seeds([result.run.validation for result in results]),
         "without_twins": apart,
     }
 
@@ -173,11 +173,6 @@ def _correct(cells: list[dict[str, Any]]) -> None:
     family = [row["difference"] for cell in cells for row in cell["comparisons"] if row["primary"]]
     for difference, adjusted in zip(family, holm([difference["p"] for difference in family]), strict=True):
         difference["p_holm"] = adjusted
-
-
-def _over_seeds(values: list[dict[str, float]]) -> dict[str, Any]:
-    names = [name for name in values[0] if all(name in metrics for metrics in values)]
-    return {name: t_interval([metrics[name] for metrics in values]) for name in names}
 
 
 def _yields(cell: Cell) -> dict[str, Any]:

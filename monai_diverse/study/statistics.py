@@ -48,8 +48,9 @@ def summarise(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
     Raises:
         DataError: a seed twice in one arm.
     """
-    arms, names = dict.fromkeys(run.arm for run in runs), _shared_metrics(runs)
-    return {arm: _over_seeds([run.metrics for run in _by_seed(runs, arm).values()], names) for arm in arms}
+    arms, names = dict.fromkeys(run.arm for run in runs), shared_metrics([run.metrics for run in runs])
+    by_arm = {arm: [run.metrics for run in _by_seed(runs, arm).values()] for arm in arms}
+    return {arm: over_seeds(values, names) | {"seeds": len(values)} for arm, values in by_arm.items()}
 
 
 def compare(runs: Sequence[Run], arm: str, control: str) -> dict[str, Any]:
@@ -67,8 +68,9 @@ def compare(runs: Sequence[Run], arm: str, control: str) -> dict[str, Any]:
     ours, theirs = _by_seed(runs, arm), _by_seed(runs, control)
     if ours.keys() != theirs.keys():
         raise DataError(f"compare: expected {arm!r} and {control!r} on the same seeds, got {sorted(ours)} and {sorted(theirs)}")
-    names = _shared_metrics([*ours.values(), *theirs.values()])
-    return _over_seeds([{name: ours[seed].metrics[name] - theirs[seed].metrics[name] for name in names} for seed in ours], names)
+    names = shared_metrics([run.metrics for run in (*ours.values(), *theirs.values())])
+    differences = [{name: ours[seed].metrics[name] - theirs[seed].metrics[name] for name in names} for seed in ours]
+    return over_seeds(differences, names) | {"seeds": len(differences)}
 
 
 def _by_seed(runs: Sequence[Run], arm: str) -> dict[int, Run]:
@@ -81,11 +83,12 @@ def _by_seed(runs: Sequence[Run], arm: str) -> dict[int, Run]:
     return result
 
 
-def _shared_metrics(runs: Sequence[Run]) -> list[str]:
+def shared_metrics(values: Sequence[dict[str, float]]) -> list[str]:
     """Names of the metrics that all runs have: the headline ones, then the others as the first run has them."""
-    names = dict.fromkeys([*METRICS, *(name for run in runs[:1] for name in run.metrics)])
-    return [name for name in names if all(name in run.metrics for run in runs)]
+    names = dict.fromkeys([*METRICS, *(name for metrics in values[:1] for name in metrics)])
+    return [name for name in names if all(name in metrics for metrics in values)]
 
 
-def _over_seeds(values: Sequence[dict[str, float]], names: Sequence[str]) -> dict[str, Any]:
-    return {name: t_interval([metrics[name] for metrics in values]) for name in names} | {"seeds": len(values)}
+def over_seeds(values: Sequence[dict[str, float]], names: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
+    """Mean and `t_interval` of each metric over runs: of those named, or of all that the runs share."""
+    return {name: t_interval([metrics[name] for metrics in values]) for name in (shared_metrics(values) if names is None else names)}
