@@ -16,7 +16,7 @@ from monai_diverse.data import LabelledImages
 from monai_diverse.errors import RecipeError
 from monai_diverse.report.audit import REAL_PATIENTS, write_audit
 from monai_diverse.storage import read_json
-from monai_diverse.training import ModelCard, TrainConfig, prepare, train, write_card
+from monai_diverse.training import ModelCard, TrainConfig, is_first, launched_processes, prepare, train, write_card
 
 MAX_BIAS = 0.02
 
@@ -45,7 +45,12 @@ def command(
     licence: Annotated[str, typer.Option(help="Licence of the data, for the card.")] = "unknown",
     class_names: Annotated[str, typer.Option(help="Names of the classes, separated by commas.")] = "",
 ) -> None:
-    """Train a small class-conditional diffusion model on your images."""
+    """Train a small class-conditional diffusion model on your images.
+
+    Several processes train one model together: `accelerate launch -m monai_diverse train ...` or `torchrun`; --device cuda gives each a GPU.
+    """
+    if twin and launched_processes() > 1:
+        raise RecipeError("--twin: expected one process, got several; train the twins without a launcher first, with --workers")
     for option, value in (("--max-bias", max_bias), ("--pairs", pairs), ("--workers", workers)):
         if value is not None and not twin:
             raise RecipeError(f"{option}: expected --twin beside it, got {value} alone; add --twin, or leave it out")
@@ -62,18 +67,19 @@ def command(
     prepared = prepare(data, config)
     names = [part.strip() for part in class_names.split(",")] if class_names else list(prepared.class_names)
     card = ModelCard(name=name or out.name, classes=prepared.classes, class_names=tuple(names), licence=licence)
-    typer.echo(
-        f"{len(prepared.seen)} images to train on (by class {prepared.seen.class_counts}), {len(prepared.calibration)} set aside"
-        f" {prepared.calibration.class_counts}, {len(prepared.validation)} for the validation bank",
-        err=True,
-    )
+    if is_first():
+        typer.echo(
+            f"{len(prepared.seen)} images to train on (by class {prepared.seen.class_counts}), {len(prepared.calibration)} set aside"
+            f" {prepared.calibration.class_counts}, {len(prepared.validation)} for the validation bank",
+            err=True,
+        )
     if twin:
         _require_room(out, config.steps)
         tolerance = MAX_BIAS if max_bias is None else max_bias
         stop = _stop_of_twins(prepared.seen, config, out / "twins", max_bias=tolerance, pairs=pairs or 1, workers=workers or 1)
         config = replace(config, steps=stop, snapshots=tuple(step for step in config.snapshots if step <= stop))
     done = 0
-    with tqdm(total=config.steps, unit="step", desc="train") as bar:
+    with tqdm(total=config.steps, unit="step", desc="train", disable=not is_first()) as bar:
         for progress in train(prepared, out, config, card):
             if not done:  # steps of an earlier run cost this one nothing: leave them out of rate and time left
                 bar.initial = bar.n = bar.last_print_n = progress.step - 1
@@ -81,6 +87,8 @@ def command(
             validation = "" if progress.validation_loss is None else f", validation {progress.validation_loss:.4f}, best at step {progress.best_step}"
             bar.set_postfix_str(f"loss {progress.train_loss:.4f}{validation}", refresh=False)
             bar.update()
+    if not is_first():
+        return
     write_card(out)
     typer.echo(f"model: {out}  card: {out / 'CARD.md'}")
 

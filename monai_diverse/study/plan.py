@@ -70,7 +70,8 @@ class StudyPlan:
             each draw would need a generator of its own.
         arms: what is compared.
         trainings: `mixed`: bank samples replace items by chance. `pretrain`: half of the steps on the bank, then half on reals.
-        augment: with MONAI's usual random transforms, without, or both; trainings that are not the primary one only as that one does.
+        augment: with MONAI's usual random transforms, without, or both; trainings that are not the primary one only as that one does, and for the
+            primary arm and its controls.
         labels: classes of what is grown, as in a recipe.
         pool: unguided samples that are drawn once: for the arms `random`, `relevant`, `tsne_hull` and `brute_force`.
         guide: of the arm `diverse`.

@@ -65,14 +65,15 @@ def sweep(plan: StudyPlan) -> list[Setting]:
 
 
 def settings(plan: StudyPlan, ratio: float) -> list[Setting]:
-    """What is trained at the chosen ratio: every arm, with and without random transforms; pretrained ones as the primary arm augments."""
+    """What is trained at the chosen ratio: every arm, with and without random transforms; in other ways than the primary one what is tested alone."""
+    tested = (plan.primary.arm, *plan.primary.controls)
     plain = [Setting(arm=arm, augment=augment) for augment in plan.augment for arm in plan.arms if arm in REAL]
     return plain + [
         Setting(arm=arm, ratio=ratio, augment=augment, training=training)
         for training in plan.trainings
         for augment in plan.augment
         for arm in plan.arms
-        if arm not in REAL and (training == plan.primary.training or augment == plan.primary.augment)
+        if arm not in REAL and (training == plan.primary.training or (augment == plan.primary.augment and arm in tested))
     ]
 
 
