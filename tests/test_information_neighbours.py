@@ -167,3 +167,52 @@ def test_the_index_says_what_is_wrong() -> None:
     for index_from in (1, None):
         with pytest.raises(DataError, match="finite features"):
             Neighbours(broken, index_from=index_from)
+
+
+def test_index_on_disk_answers_as_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(cells, "SHARD", 7_000)
+    monkeypatch.setattr(cells, "BLOCK", 2_048)
+    x, query = manifold(20_000, 32).astype(np.float32), manifold(200, 32, 1)
+    inside, outside = Neighbours(x, index_from=1), Neighbours(x, index_from=1, folder=tmp_path / "index")
+    assert capfd.readouterr().out == "", "standard output may be a caller's JSON"
+    np.testing.assert_array_equal(outside.distances(query, 5), inside.distances(query, 5))
+    np.testing.assert_array_equal(outside.nearest(query), inside.nearest(query))
+    assert not outside.exact
+    (folder,) = (tmp_path / "index").iterdir()
+    assert {file.name for file in folder.iterdir()} == {cells.CELLS, cells.INDEX}, "shards should be gone"
+
+    made: list[int] = []
+    monkeypatch.setattr(cells, "_write", lambda rows, folder: made.append(len(rows)))
+    again = Neighbours(x, index_from=1, folder=tmp_path / "index")
+    assert not made, "the index that is there should be used"
+    np.testing.assert_array_equal(again.distances(query, 5), inside.distances(query, 5))
+
+
+def test_index_of_other_rows_is_another(tmp_path: Path) -> None:
+    pytest.importorskip("faiss")
+    x = manifold(3_000, 8)
+    for rows in (x, x + 1):
+        own = Neighbours(rows, index_from=1, folder=tmp_path)
+        np.testing.assert_allclose(own.distances(rows[:5], 1), 0, atol=1e-5)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_memory_map_is_indexed_beside_its_file(tmp_path: Path) -> None:
+    pytest.importorskip("faiss")
+    np.save(tmp_path / "rows.npy", manifold(3_000, 8).astype(np.float32))
+    Neighbours(np.load(tmp_path / "rows.npy", mmap_mode="r"), index_from=1)
+    assert len(list((tmp_path / "rows.cells").iterdir())) == 1
+    assert {entry.name for entry in tmp_path.iterdir()} == {"rows.npy", "rows.cells"}
+
+
+@pytest.mark.parametrize("name", ["cells.ivfdata", "index.faiss"])
+def test_damaged_index_is_named(tmp_path: Path, name: str) -> None:
+    pytest.importorskip("faiss")
+    x = manifold(3_000, 8)
+    Neighbours(x, index_from=1, folder=tmp_path)
+    (folder,) = tmp_path.iterdir()
+    whole = (folder / name).read_bytes()
+    (folder / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match="delete the folder"):
+        Neighbours(x, index_from=1, folder=tmp_path)

@@ -1,9 +1,16 @@
-"""An index of many rows: cells around k-means centres, of which the nearest few are searched (FAISS, `IndexIVFFlat`)."""
+"""An index of many rows: cells around k-means centres, of which the nearest few are searched (FAISS, `IndexIVFFlat`), in memory or on disk."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +19,7 @@ from sklearn.utils import assert_all_finite
 
 from monai_diverse.data import FloatArray, IntArray
 from monai_diverse.errors import DataError
+from monai_diverse.storage import make_folder, new_folder
 
 BLOCK = 65_536
 """Rows that are converted at a time, so that a second copy of all of them is never needed."""
@@ -19,6 +27,9 @@ TRAINED_ON = 64
 """Rows a cell that its centre is found from."""
 ITERATIONS = 10
 SEED = 0
+CELLS, INDEX = "cells.ivfdata", "index.faiss"
+SHARD = 2**20
+"""Rows that an index on disk takes up at a time, and so holds in memory while it is made."""
 
 
 def faiss_installed() -> bool:
@@ -43,24 +54,31 @@ class Cells:
     probes: int
 
     @classmethod
-    def fit(cls, rows: npt.NDArray[Any]) -> Cells:
+    def fit(cls, rows: npt.NDArray[Any], folder: Path | None = None) -> Cells:
         """Cells of rows (n, d), n from 1, one of them searched; the same for the same rows, whatever was drawn elsewhere.
 
         The centres are found by k-means with a fixed seed, from evenly spaced rows. Rows of any dtype, a memory map too, are read in blocks.
 
+        Args:
+            rows: (n, d).
+            folder: where the cells are kept, in a folder named after the rows' SHA-256, and found again; searches read from there what they need.
+                None: in memory.
+
         Raises:
             ImportError: FAISS is not installed.
             DataError: rows that are not finite.
+            StorageError: the disk refuses.
         """
-        import faiss
-
-        count, width = rows.shape
-        cells = max(1, round(count**0.5))
-        index = faiss.IndexIVFFlat(faiss.IndexFlatL2(width), width, cells)
-        index.cp.niter, index.cp.seed, index.cp.min_points_per_centroid = ITERATIONS, SEED, 1
-        index.train(_single(rows[evenly_spaced(count, TRAINED_ON * cells)]))
-        for start in range(0, count, BLOCK):
-            index.add(_single(rows[start : start + BLOCK]))
+        if folder is None:
+            index = _trained(rows)
+            for start in range(0, len(rows), BLOCK):
+                index.add(_single(rows[start : start + BLOCK]))
+        else:
+            place = make_folder(folder) / f"cells-{_hash_of(rows)[:32]}"
+            if not place.exists():
+                with new_folder(place) as fresh:
+                    _write(rows, fresh)
+            index = _mapped(place)
         # where each row lies, so that rows can be read back
         index.make_direct_map()
         return cls(index=index, probes=1)
@@ -85,6 +103,75 @@ class Cells:
         """The rows (m, d) of these indices (m,)."""
         found: FloatArray = self.index.reconstruct_batch(np.ascontiguousarray(indices, np.int64))
         return found
+
+
+def _trained(rows: npt.NDArray[Any]) -> Any:
+    """An index with centres and no rows yet."""
+    import faiss
+
+    count, width = rows.shape
+    cells = max(1, round(count**0.5))
+    index = faiss.IndexIVFFlat(faiss.IndexFlatL2(width), width, cells)
+    index.cp.niter, index.cp.seed, index.cp.min_points_per_centroid = ITERATIONS, SEED, 1
+    index.train(_single(rows[evenly_spaced(count, TRAINED_ON * cells)]))
+    return index
+
+
+def _write(rows: npt.NDArray[Any], folder: Path) -> None:
+    """Fills an index shard by shard, each of which goes to disk before the next, and merges them there."""
+    import faiss
+    from faiss.contrib.ondisk import merge_ondisk
+
+    index = _trained(rows)
+    with tempfile.TemporaryDirectory(dir=folder) as parts:
+        files = []
+        for first in range(0, len(rows), SHARD):
+            shard = faiss.clone_index(index)
+            for start in range(first, min(first + SHARD, len(rows)), BLOCK):
+                part = _single(rows[start : min(start + BLOCK, first + SHARD)])
+                shard.add_with_ids(part, np.arange(start, start + len(part)))
+            files.append(f"{parts}/{first}")
+            faiss.write_index(shard, files[-1])
+        with _quiet():
+            merge_ondisk(index, files, str(folder / CELLS))
+    faiss.write_index(index, str(folder / INDEX))
+
+
+def _mapped(folder: Path) -> Any:
+    """An index whose rows stay on disk."""
+    import faiss
+
+    try:
+        with _quiet():
+            index: Any = faiss.read_index(str(folder / INDEX), faiss.IO_FLAG_ONDISK_SAME_DIR)
+        lists: Any = faiss.downcast_InvertedLists(index.invlists)
+        whole = (folder / CELLS).stat().st_size == lists.totsize  # a shorter map would end the process
+    except (OSError, RuntimeError, AttributeError):
+        whole = False
+    if not whole:
+        raise DataError(f"{folder}: expected an index of neighbours, but it cannot be read; delete the folder, and it is made anew")
+    return index
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """What FAISS says of its files goes to standard error: standard output may be a caller's JSON."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def _hash_of(rows: npt.NDArray[Any]) -> str:
+    """SHA-256 of rows as they are indexed, with their number and width."""
+    digest = hashlib.sha256(repr(rows.shape).encode())
+    for start in range(0, len(rows), BLOCK):
+        digest.update(_single(rows[start : start + BLOCK]).data)
+    return digest.hexdigest()
 
 
 def evenly_spaced(count: int, most: int) -> IntArray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,12 +35,19 @@ class Neighbours:
         rows: (n, d), finite; a memory map is read in blocks by the index.
         groups: int (n,): rows that must not count as one another's neighbours; None: every row its own group.
         index_from: rows from which on an index is used; None: never.
+        folder: where an index is kept and found again, so that neither memory nor time are spent on one that was made before; None: in memory, or
+            for a memory map in a file `NAME.npy` in the folder `NAME.cells` beside it.
 
     Raises:
         DataError: no rows, rows that are not finite, or groups of another length.
+        StorageError: the disk refuses.
     """
 
-    def __init__(self, rows: npt.ArrayLike, groups: IntArray | None = None, *, index_from: int | None = INDEX_FROM) -> None:
+    def __init__(
+        self, rows: npt.ArrayLike, groups: IntArray | None = None, *, index_from: int | None = INDEX_FROM, folder: Path | None = None
+    ) -> None:
+        if folder is None and isinstance(rows, np.memmap) and rows.filename is not None:
+            folder = Path(rows.filename).with_suffix(".cells")
         table = np.asarray(rows)
         if table.ndim != 2 or not len(table):
             raise DataError(f"neighbours: expected at least one row of features (n, d), got shape {table.shape}")
@@ -48,7 +56,7 @@ class Neighbours:
         if self._groups.shape != (len(table),):
             raise DataError(f"neighbours: expected {len(table)} group numbers, one a row, got shape {self._groups.shape}")
         self._largest_group = int(np.unique(self._groups, return_counts=True)[1].max())
-        self._rows = _kept(table, index_from)
+        self._rows = _kept(table, index_from, folder)
 
     def __len__(self) -> int:
         return self._count
@@ -139,8 +147,8 @@ class Neighbours:
         return distances, indices
 
 
-def _kept(rows: npt.NDArray[Any], index_from: int | None) -> Table | Indexed:
+def _kept(rows: npt.NDArray[Any], index_from: int | None, folder: Path | None) -> Table | Indexed:
     if index_from is None or len(rows) < index_from:
         return Table(rows, np.float64)
-    found = Indexed.fit(rows) if faiss_installed() else None
+    found = Indexed.fit(rows, folder) if faiss_installed() else None
     return Table(rows, np.float32) if found is None else found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,9 +59,9 @@ class Indexed:
     size: int
 
     @classmethod
-    def fit(cls, rows: npt.NDArray[Any]) -> Indexed | None:
-        """An index of rows (n, d) that finds `RECALL` of their neighbours; None if that takes more than `MOST_PROBED` of the cells."""
-        made = cls(cells=Cells.fit(rows), size=len(rows))
+    def fit(cls, rows: npt.NDArray[Any], folder: Path | None = None) -> Indexed | None:
+        """An index of rows (n, d) that finds `RECALL` of their neighbours, in `folder` if there is one; None if that takes too many of the cells."""
+        made = cls(cells=Cells.fit(rows, folder), size=len(rows))
         points = made.at(evenly_spaced(len(rows), RECALL_SAMPLE)).astype(np.float64)
         # a row finds itself whatever is probed
         k = min(RECALL_K + 1, len(rows))
