@@ -1,6 +1,6 @@
 """Does the shipped model lean further towards its training images than earlier steps of the same training did?
 
-python benchmarks/shipped_stop.py --snapshots FOLDER [--images N] [--json]
+python benchmarks/shipped_stop.py --snapshots FOLDER [--images N] [--card] [--json]
 
 FOLDER is what the command in the model's card makes, with `--snapshot-every 250` added; the shipped weights are those of its step 2,500. All are
 audited on the same labels and seeds, so that a difference in bias is measured image by image, which a single audit cannot do. Writes
@@ -27,7 +27,10 @@ from monai_diverse.data import LabelledImages
 from monai_diverse.features import PixelFeatures
 from monai_diverse.report.provenance import describe_environment
 from monai_diverse.sources import SampleSource
+from monai_diverse.sources.builtin import ASSETS
 from monai_diverse.storage import write_json
+from monai_diverse.training import write_card
+from monai_diverse.training.card import STEPS
 
 RESULTS = Path(__file__).parent / "results"
 SHIPPED = 2500
@@ -46,6 +49,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--snapshots", type=Path, required=True, help="folder of the training that was repeated with --snapshot-every 250")
     parser.add_argument("--images", type=int, default=500, help="samples of each step")
+    parser.add_argument("--card", action="store_true", help="write the figures into the model's card")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     chosen = parser.parse_args()
     started = time.perf_counter()
@@ -58,12 +62,15 @@ def main() -> int:
     found = {step: measured(bench, source, chosen.images) for step, source in tqdm(models.items(), desc="steps")}
     shipped = found[SHIPPED].leaning
     rows: list[dict[str, Any]] = [
-        {"step": step, "bias": own.leaning.effects()["bias"].as_json(), "shipped_minus_this": shipped.minus(own.leaning).as_json()}
+        {"step": step, "bias": own.leaning.effects()["bias"].as_json(), "last_minus_this": shipped.minus(own.leaning).as_json()}
         for step, own in found.items()
     ]
     result = {"images": chosen.images, "tolerance": TOLERANCE, "steps": rows, "seconds": time.perf_counter() - started}
     result |= {"environment": describe_environment()}
     write_json(RESULTS / "shipped_stop.json", result)
+    if chosen.card:
+        write_json(ASSETS / STEPS, {name: result[name] for name in ("images", "tolerance", "steps")})
+        write_card(ASSETS)
     print(json.dumps(result, indent=None if chosen.json else 1))
     return 0
 

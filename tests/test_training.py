@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from safetensors.torch import load_file
 
 from monai_diverse.errors import DataError, RecipeError, StorageError
 from monai_diverse.sources import DiffusersSource
-from monai_diverse.training import TrainConfig, prepare, train
+from monai_diverse.storage import write_json
+from monai_diverse.training import TrainConfig, prepare, train, write_card
 from monai_diverse.training.config import build_scheduler, build_unet
 from monai_diverse.training.objective import bank_loss, draw_batch, generator_for, validation_bank
 
@@ -130,6 +132,20 @@ def test_card_names_data_hash_command_and_losses(tiny_model: Path) -> None:
     assert split["data_sha256"] in card
     assert "0 top, 1 bottom" in card
     assert (tiny_model / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_card_holds_earlier_steps_beside_the_kept_one(tmp_path: Path, tiny_model: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    rows = [
+        {"step": step, "bias": {"value": bias, "ci": [0, 0.5]}, "last_minus_this": {"value": 0.03 - bias, "ci": [-0.5, 0.25]}}
+        for step, bias in ((80, 0.01), (240, 0.03))
+    ]
+    write_json(folder / "steps.json", {"images": 7, "tolerance": 0.02, "steps": rows})
+    write_card(folder)
+    card = (folder / "CARD.md").read_text()
+    assert "| 80 | +1.00% (+0.00% to +50.00%) | +2.00% (-50.00% to +25.00%) |" in card
+    assert "| 240, these weights | +3.00% (+0.00% to +50.00%) | |" in card
 
 
 def test_validation_bank_is_fixed_and_covers_the_schedule(blob_file: Path, tiny_config: TrainConfig) -> None:

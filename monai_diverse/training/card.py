@@ -14,6 +14,8 @@ from monai_diverse.datasheet import AUDIT, NO_AUDIT, audit_digest, audit_lines
 from monai_diverse.errors import RecipeError
 from monai_diverse.storage import read_json, sha256_of, write_atomic, write_json
 
+STEPS = "steps.json"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
@@ -43,7 +45,7 @@ class ModelCard:
 
 
 def write_card(folder: Path) -> None:
-    """Writes `CARD.md` and `loss.png` from the JSON files beside the model: model, training, split and, if measured, quality and audit."""
+    """Writes `CARD.md` and `loss.png` from the JSON files beside the model: model, training, split and, if measured, quality, audit and steps."""
     model, training, split = (read_json(folder / f"{name}.json") for name in ("model", "training", "split"))
     quality = folder / "quality.json"
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
@@ -75,7 +77,7 @@ def write_card(folder: Path) -> None:
         "![losses](loss.png)",
         "",
     ]
-    lines += _audit(folder / AUDIT)
+    lines += _audit(folder / AUDIT) + _steps(folder / STEPS)
     if quality.is_file():
         lines += _quality(read_json(quality))
     write_atomic(folder / "CARD.md", "\n".join(lines).encode())
@@ -97,6 +99,24 @@ def _audit(file: Path) -> list[str]:
     if not file.is_file():
         return ["## Leakage audit", "", NO_AUDIT, ""]
     return ["## Leakage audit", "", *(f"- {line}" for line in audit_lines(audit_digest(read_json(file)))), ""]
+
+
+def _steps(file: Path) -> list[str]:
+    """What `benchmarks/shipped_stop.py` measured: earlier steps of the same training, on the same classes and seeds."""
+    if not file.is_file():
+        return []
+    found = read_json(file)
+    *earlier, last = found["steps"]
+    rows = [f"| {row['step']} | {_effect(row['bias'])} | {_effect(row['last_minus_this'])} |" for row in earlier]
+    rows.append(f"| {last['step']}, these weights | {_effect(last['bias'])} | |")
+    head = ["| step | nearer to training images than to unseen ones (95 % interval) | these weights less that step |", "| --- | --- | --- |"]
+    note = f"The same training at earlier steps, {found['images']} samples with the same classes and seeds, so that they compare image by image:"
+    return [note, "", *head, *rows, ""]
+
+
+def _effect(effect: dict[str, Any]) -> str:
+    low, high = effect["ci"]
+    return f"{effect['value']:+.2%} ({low:+.2%} to {high:+.2%})"
 
 
 def write_model_json(folder: Path, card: ModelCard) -> None:
