@@ -51,7 +51,7 @@ class DemoConfig:
         """The full demo, or a quick one whose intervals are wide."""
         seeds = tuple(seed * 100 + i for i in range(2 if quick else 5))
         if quick:
-            return cls(quick=True, seed=seed, max_evaluations=6_400, classifier=ClassifierConfig(seeds=seeds, steps=100))
+            return cls(quick=True, seed=seed, max_evaluations=5_120, classifier=ClassifierConfig(seeds=seeds, steps=60))
         return cls(seed=seed, classifier=ClassifierConfig(seeds=seeds))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
 from monai_diverse.errors import DataError
-from monai_diverse.information import Neighbours, cells, neighbours, tables
+from monai_diverse.information import GrowingNeighbours, Neighbours, cells, neighbours, tables
 from monai_diverse.information.cells import Cells, evenly_spaced
 
 TOLERANCE = 1e-6
@@ -216,3 +217,34 @@ def test_damaged_index_is_named(tmp_path: Path, name: str) -> None:
     (folder / name).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match="delete the folder"):
         Neighbours(x, index_from=1, folder=tmp_path)
+
+
+@given(st.lists(st.integers(0, 40), max_size=25), st.integers(0, 10**6))
+@settings(max_examples=40, deadline=None)
+def test_growing_rows_are_searched_as_all_at_once(sizes: list[int], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    query, found, rows = rng.normal(size=(7, 3)), GrowingNeighbours(), np.empty((0, 3))
+    for size in sizes:
+        fresh = rng.normal(size=(size, 3))
+        before, last = found.nearest(query), found
+        rows, found = np.concatenate([rows, fresh]), found.plus(fresh)
+        np.testing.assert_array_equal(last.nearest(query), before, err_msg="adding should leave what there was as it is")
+        expected = cdist(query, rows).min(axis=1) if len(rows) else np.full(7, np.inf)
+        np.testing.assert_allclose(found.nearest(query), expected, rtol=1e-9)
+        assert len(found) == len(rows)
+        counts = [len(table) for table in found.tables]
+        assert all(large > 2 * small for large, small in pairwise(counts)), "so that there are few tables"
+
+
+def test_many_growing_rows_are_indexed() -> None:
+    pytest.importorskip("faiss")
+    x, query = manifold(9_000, 8), manifold(200, 8, 1)
+    found = GrowingNeighbours(index_from=4_000)
+    for start in range(0, len(x), 1_000):
+        found = found.plus(x[start : start + 1_000])
+    assert not found.tables[0].exact
+    assert found.tables[-1].exact
+    true = cdist(query, x).min(axis=1)
+    close = np.isclose(found.nearest(query), true, rtol=1e-5)
+    assert close.mean() > 0.97
+    assert (found.nearest(query)[~close] > true[~close]).all()

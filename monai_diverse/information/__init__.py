@@ -10,6 +10,7 @@ from monai_diverse.information.describe import InformationSettings, LabelledFeat
 from monai_diverse.information.diversity import rke, vendi_score
 from monai_diverse.information.entropy import grassberger_entropy, kl_divergence, miller_madow_entropy, mutual_information, plug_in_entropy
 from monai_diverse.information.gain import InformationGain
+from monai_diverse.information.growing import GrowingNeighbours
 from monai_diverse.information.ksg import ksg_mutual_information
 from monai_diverse.information.neighbours import Neighbours
 from monai_diverse.information.surprisal import Surprisal, intrinsic_dimension
@@ -19,6 +20,7 @@ __all__ = [
     "Codebook",
     "FittedCodebook",
     "GainTracker",
+    "GrowingNeighbours",
     "InformationGain",
     "InformationSettings",
     "LabelledFeatures",

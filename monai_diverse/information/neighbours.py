@@ -71,6 +71,10 @@ class Neighbours:
         """The neighbours outside its own group that every row has."""
         return len(self) - self._largest_group
 
+    def rows(self) -> npt.NDArray[Any]:
+        """All rows (n, d), as they are kept."""
+        return self._rows.at(np.arange(len(self)))
+
     def distances(self, query: npt.ArrayLike, k: int, *, leave_out: IntArray | None = None) -> DoubleArray:
         """Distances (m, k) of rows (m, d) to their k nearest, ascending.
 
