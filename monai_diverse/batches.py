@@ -163,8 +163,8 @@ class Batch:
 class Queue:
     """The batches of a job in order, from some sample on, until the source or the budget ends; as many are in work as can be.
 
-    With a guide a batch waits until those before it, the last `Recipe.ahead` aside, are judged. Whether the budget reaches for a batch does not depend on
-    verdicts, so that it is known when the batch is asked for.
+    With a guide a batch waits until those before it, the last `Recipe.ahead` aside, are judged. Whether the budget reaches for a batch does not
+    depend on later verdicts, so that it is known when the batch is asked for.
 
     Args:
         job: what to draw.

@@ -76,8 +76,8 @@ def grow_steps(job: Job, out: Path, *, resume: bool = False, workers: Workers | 
         yield done.report(job.recipe, writer.count, started)
         if size is None or writer.count < size:
             with (workers or InThisProcess()).start(job) as drawer:
-                for done in _growth(job, writer, done, drawer):
-                    yield done.report(job.recipe, writer.count, started)
+                for counts in _growth(job, writer, done, drawer):
+                    yield counts.report(job.recipe, writer.count, started)
         write_datasheet(writer.bank)
 
 

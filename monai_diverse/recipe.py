@@ -50,14 +50,15 @@ class Component:
         Raises:
             RecipeError: a package that is not allowed, no such class, or arguments that it does not take.
         """
-        kind = self._imported(allow)
+        kind = self.imported(allow)
         arguments = {key: _resolved(key, value, folder, allow) for key, value in self.arguments.items()}
         try:
             return kind(**arguments)
         except TypeError as error:
             raise RecipeError(f"{self.target}: its arguments do not fit: {error}") from error
 
-    def _imported(self, allow: Sequence[str]) -> type:
+    def imported(self, allow: Sequence[str] = ()) -> type:
+        """The class itself; arguments and errors as `build`'s."""
         allowed = (*ALLOWED_PACKAGES, *allow)
         package, _, name = self.target.rpartition(".")
         refusal = f"{self.target}: expected a class from {', '.join(allowed)}; making one runs code: allow others by name (--allow PACKAGE)"
