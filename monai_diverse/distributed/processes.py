@@ -7,22 +7,24 @@ import pickle
 import queue
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
 
 import torch
 
 from monai_diverse.batches import Drawer
 from monai_diverse.devices import require_device
 from monai_diverse.distributed.pool import Pool
-from monai_diverse.distributed.worker import Commission, JobWorker, Reply, Task
+from monai_diverse.distributed.worker import WAITING, Commission, JobWorker, Reply, Task
 from monai_diverse.errors import RecipeError
 from monai_diverse.job import Job
 
+IMPORTED = ("monai.networks.nets", "monai_diverse.distributed.worker", "monai_diverse.features")
 GRACE = 5.0
 """Seconds for a process that was killed to be gone."""
 
@@ -87,14 +89,35 @@ def _found() -> tuple[str, ...]:
     )
 
 
+def _context() -> BaseContext:
+    """Starts fresh processes, from a server that has imported what takes long where there are such servers."""
+    if "forkserver" not in get_all_start_methods():
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(list(IMPORTED))
+    return context
+
+
+@contextmanager
+def _environment(defaults: Mapping[str, str]) -> Iterator[None]:
+    added = {name: value for name, value in defaults.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
+
+
 class _Process:
     """One process and the pipe to it."""
 
     def __init__(self, commission: Commission, device: str) -> None:
-        context = get_context("spawn")
+        context = _context()
         self.pipe, there = context.Pipe()
-        self._process: SpawnProcess = context.Process(target=_work, args=(there,), daemon=True)
-        self._process.start()
+        self._process: BaseProcess = context.Process(target=_work, args=(there,), daemon=True)  # type: ignore[attr-defined]
+        with _environment(WAITING):
+            self._process.start()
         there.close()  # so that the pipe ends when the process does
         self._write((commission, device))
 

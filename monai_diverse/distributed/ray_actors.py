@@ -13,7 +13,7 @@ from typing import Any
 from monai_diverse.batches import Drawer
 from monai_diverse.distributed.pool import Pool
 from monai_diverse.distributed.processes import check_count
-from monai_diverse.distributed.worker import Commission, JobWorker, Reply, Task
+from monai_diverse.distributed.worker import WAITING, Commission, JobWorker, Reply, Task
 from monai_diverse.errors import MissingExtraError, RecipeError
 from monai_diverse.job import Job
 
@@ -112,7 +112,8 @@ class _Fleet:
         self._ray, self._commission = ray, ray.put(commission)
         self._size, self._device = count or gpus or max(cores, 1), "cuda" if gpus else None
         # max_restarts: a new actor would know nothing; the pool makes one, and tells it everything
-        options = {"num_cpus": 0 if gpus else 1, "num_gpus": 1 if gpus else 0, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
+        options: dict[str, Any] = {"num_cpus": 0 if gpus else 1, "num_gpus": 1 if gpus else 0, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
+        options["runtime_env"] = {"env_vars": WAITING}
         self._kind = ray.remote(JobWorker).options(**options)
 
     @property

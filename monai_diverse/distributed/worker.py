@@ -25,6 +25,10 @@ MADE_THERE = ("source", "real")
 """Parts of a job that do not travel: each worker loads the source itself, on its own device, and real images are needed for fitting only."""
 
 
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""Environment of workers: threads that wait for others must not keep those from a core, where workers have more threads than there are cores."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Threads:
     """How many threads torch and BLAS compute with: sums depend on it in their last digits, and verdicts on sums.
@@ -100,9 +104,9 @@ class Commission:
                 "give all the same files, as on a shared file system"
             )
 
-        def place(storage: torch.UntypedStorage, location: str) -> Any:
+        def place(storage: Any, location: str) -> Any:
             """What lay on a GPU comes to this worker's device."""
-            return default_restore_location(storage, location if location == "cpu" or device is None else device)
+            return default_restore_location(storage, location if location == "cpu" or device is None else device)  # type: ignore[no-untyped-call]
 
         parts = torch.load(io.BytesIO(self.fitted), map_location=place, weights_only=False)
         return Job(**parts, source=source, real={})
