@@ -31,27 +31,28 @@ WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 @dataclass(frozen=True, kw_only=True)
 class Threads:
-    """How many threads torch and BLAS compute with: sums depend on it in their last digits, and verdicts on sums.
+    """How many threads compute: sums depend on it in their last digits, and verdicts on sums.
 
     Attributes:
         torch: of torch.
-        blas: of the library behind NumPy and SciPy; None where that cannot be told.
+        others: of the libraries behind NumPy, SciPy and scikit-learn, by kind, as threadpoolctl calls them: blas, openmp.
     """
 
     torch: int
-    blas: int | None
+    others: dict[str, int]
 
     @classmethod
     def here(cls) -> Threads:
         """Those of this process."""
-        blas = [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
-        return cls(torch=torch.get_num_threads(), blas=max(blas, default=None))
+        others: dict[str, int] = {}
+        for library in threadpool_info():
+            others[library["user_api"]] = max(library["num_threads"], others.get(library["user_api"], 1))
+        return cls(torch=torch.get_num_threads(), others=others)
 
     def take(self) -> None:
-        """Sets this process to them."""
+        """Sets this process to them, as far as libraries are loaded."""
+        threadpool_limits(self.others)
         torch.set_num_threads(self.torch)
-        if self.blas is not None:
-            threadpool_limits(self.blas, user_api="blas")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +110,7 @@ class Commission:
             return default_restore_location(storage, location if location == "cpu" or device is None else device)  # type: ignore[no-untyped-call]
 
         parts = torch.load(io.BytesIO(self.fitted), map_location=place, weights_only=False)
+        self.threads.take()  # again, for libraries that only source and screen brought along
         return Job(**parts, source=source, real={})
 
 
