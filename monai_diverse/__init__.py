@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from monai_diverse.audit import audit_model, audit_twins
     from monai_diverse.bank import SampleBank
     from monai_diverse.dataset import DiverseDiffusionDataset, mixing_sampler
+    from monai_diverse.distributed import Processes, RayActors
     from monai_diverse.growth import grow
     from monai_diverse.recipe import Recipe
     from monai_diverse.screening import NoveltyScreen, Verdict
@@ -48,6 +49,8 @@ _HOMES = {
     "SampleBank": "bank",
     "Recipe": "recipe",
     "grow": "growth",
+    "Processes": "distributed",
+    "RayActors": "distributed",
     "RandDiverseReplace": "transforms",
     "RandDiverseReplaced": "transforms",
     "RandDiverseReplaceD": "transforms",
@@ -82,6 +85,7 @@ __all__ = [
     "FolderSource",
     "MonaiSource",
     "NoveltyScreen",
+    "Processes",
     "RandDiverseMixD",
     "RandDiverseMixDict",
     "RandDiverseMixd",
@@ -89,6 +93,7 @@ __all__ = [
     "RandDiverseReplaceD",
     "RandDiverseReplaceDict",
     "RandDiverseReplaced",
+    "RayActors",
     "Recipe",
     "SampleBank",
     "SampleSource",

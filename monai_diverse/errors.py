@@ -8,6 +8,7 @@
     │   ├── BankCorruptError         a shard or the manifest is not what was written
     │   └── BankMismatchError        the bank was grown by another recipe, or holds images of another kind
     ├── StorageError (OSError)       the disk refused: full, read-only
+    ├── WorkerError (RuntimeError)   processes that draw samples die again and again
     └── MissingExtraError (ImportError)   an optional package is not installed; the message names the extra
 
 The command line prints the message of a `DiverseError` on one line and exits with its `exit_code`.
@@ -50,6 +51,12 @@ class BankMismatchError(BankError):
 
 class StorageError(DiverseError, OSError):
     """The disk refused a write; what was stored before is intact."""
+
+
+class WorkerError(DiverseError, RuntimeError):
+    """Workers that draw samples died again and again; what was stored before is intact."""
+
+    exit_code = 1
 
 
 class MissingExtraError(DiverseError, ImportError):

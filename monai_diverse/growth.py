@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,16 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from monai_diverse.bank import BankWriter, SampleBank
+from monai_diverse.batches import Accepted, Drawer, Here, InThisProcess, Known, Queue, Workers
 from monai_diverse.data import FloatArray, IntArray
 from monai_diverse.datasheet import write_datasheet
 from monai_diverse.errors import RecipeError
-from monai_diverse.job import Job, to_model
+from monai_diverse.job import Job
 from monai_diverse.recipe import Recipe
-from monai_diverse.sampling import Guide
 from monai_diverse.screening import Verdict, Views
 
 
@@ -44,61 +41,64 @@ class GrowProgress:
     share: float
 
 
-def grow(recipe: Recipe, out: Path | str, *, resume: bool = False) -> SampleBank:
+def grow(recipe: Recipe, out: Path | str, *, resume: bool = False, workers: Workers | None = None) -> SampleBank:
     """Grows a bank and returns it; see `grow_steps` for progress on the way.
 
     Args:
         recipe: every choice.
         out: folder of the bank.
         resume: go on with a bank of the same recipe that was interrupted, or that shall become larger.
+        workers: where to draw, such as `monai_diverse.Processes` or `monai_diverse.RayActors`; None: in this process. The bank is the same.
 
     Raises:
         RecipeError: a recipe that does not work.
         DataError: images that do not fit the model.
         BankError: `out` holds a bank, and `resume` is not set, or the bank is another recipe's.
         StorageError: the disk refuses; what was accepted before is stored.
+        WorkerError: workers die again and again; what was accepted before is stored.
+        MissingExtraError: workers that need a package that is not installed.
     """
-    for _ in grow_steps(Job.prepare(recipe), Path(out), resume=resume):
+    for _ in grow_steps(Job.prepare(recipe), Path(out), resume=resume, workers=workers):
         pass
     return SampleBank.open(out)
 
 
-def grow_steps(job: Job, out: Path, *, resume: bool = False) -> Iterator[GrowProgress]:
+def grow_steps(job: Job, out: Path, *, resume: bool = False, workers: Workers | None = None) -> Iterator[GrowProgress]:
     """Grows a bank, yielding after each batch; arguments and errors as `grow`'s.
 
     What has been yielded is on disk. A run that was interrupted and resumed gives the bank of an uninterrupted one. At the end a datasheet is written
     beside the samples.
     """
-    started, size, batch = time.perf_counter(), job.recipe.size, job.recipe.batch_size
+    started, size = time.perf_counter(), job.recipe.size
     _require_one_batch(job)
     with BankWriter.create_or_resume(out, job.header(), resume=resume) as writer:
         done = _Counts.of(writer.progress)
-        accepted = job.screen.embed(*_stored(writer.bank)) if writer.count else None
-        known = _Known(job) if job.guide is None else _Known(job).plus(*_stored(writer.bank), np.array(writer.bank.seeds))
         yield done.report(job.recipe, writer.count, started)
-        while size is None or writer.count < size:
-            # a stop at `size` may fall inside a batch: draw that batch again with what the guide then knew
-            first = done.drawn // batch * batch
-            fresh = slice(done.drawn - first, None)
-            labels, seeds = job.asked(first, batch)
-            if len(seeds) <= done.drawn - first:  # a folder's images are used up
-                break
-            guide = known.guide(int(seeds[0]))
-            costs = job.costs(labels, seeds, guide)[fresh]
-            if done.nfe + int(costs.sum()) > job.recipe.max_evaluations:
-                break
-            images, labels, seeds = job.draw(labels, seeds, guide)[fresh], labels[fresh], seeds[fresh]
-            views = job.screen.embed(images, labels)
-            verdicts = _until(size, writer.count, job.screen.judge(views, accepted))
-            kept = np.flatnonzero([v.accepted for v in verdicts])
-            done = done.plus(verdicts, int(costs[: len(verdicts)].sum()))
-            accepted = _grown(accepted, views[kept])
-            known = known.plus(images[kept], labels[kept], seeds[kept])
-            scores = _scores([verdicts[i] for i in kept])
-            progress = done.as_json() | {"stopped": _stop_of(size, writer.count + len(kept)), "control": job.control}
-            writer.append(images[kept], labels[kept], seeds[kept], scores, progress, nearest=[verdicts[i].nearest for i in kept] or None)
-            yield done.report(job.recipe, writer.count, started)
+        if size is None or writer.count < size:
+            with (workers or InThisProcess()).start(job) as drawer:
+                for counts in _growth(job, writer, done, drawer):
+                    yield counts.report(job.recipe, writer.count, started)
         write_datasheet(writer.bank)
+
+
+def _growth(job: Job, writer: BankWriter, done: _Counts, drawer: Drawer) -> Iterator[_Counts]:
+    """Judges and stores batch after batch; what is in work when the bank is full is thrown away."""
+    size, stored = job.recipe.size, _stored(writer.bank)
+    accepted = job.screen.embed(*stored) if writer.count else None
+    known = Accepted.of(job, *stored, np.array(writer.bank.seeds))
+    queue = Queue(job, drawer, drawn=done.drawn, nfe=done.nfe)
+    while (size is None or writer.count < size) and (batch := queue.next(known)) is not None:
+        views = batch.drawn.views
+        verdicts = _until(size, writer.count, job.screen.decide(views, batch.drawn.assessment, accepted))
+        kept = np.flatnonzero([v.accepted for v in verdicts])
+        done = done.plus(verdicts, int(batch.costs[: len(verdicts)].sum()))
+        fresh, seeds = views[kept], batch.seeds[kept]
+        accepted = _grown(accepted, fresh)
+        known = (*known, *Accepted.of(job, fresh.images, fresh.labels, seeds))
+        scores = _scores([verdicts[i] for i in kept])
+        progress = done.as_json() | {"stopped": _stop_of(size, writer.count + len(kept)), "control": job.control}
+        writer.append(fresh.images, fresh.labels, seeds, scores, progress, nearest=[verdicts[i].nearest for i in kept] or None)
+        yield done
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -125,19 +125,16 @@ def rehearse(job: Job) -> Iterator[Round]:
         RecipeError: too few evaluations for one batch.
     """
     _require_one_batch(job)
-    known, accepted, nfe, batch = _Known(job), None, 0, job.recipe.batch_size
-    for first in itertools.count(0, batch):
-        labels, seeds = job.asked(first, batch)
-        guide = known.guide(int(seeds[0])) if len(seeds) else None
-        cost = int(job.costs(labels, seeds, guide).sum())
-        if not len(seeds) or nfe + cost > job.recipe.max_evaluations:
-            return
-        images = job.draw(labels, seeds, guide)
-        views = job.screen.embed(images, labels)
-        verdicts = job.screen.judge(views, accepted)
+    accepted: Views | None = None
+    known: Known = ()
+    queue = Queue(job, Here(job))
+    while (batch := queue.next(known)) is not None:
+        views = batch.drawn.views
+        verdicts = job.screen.decide(views, batch.drawn.assessment, accepted)
         kept = np.flatnonzero([v.accepted for v in verdicts])
-        accepted, known, nfe = _grown(accepted, views[kept]), known.plus(images[kept], labels[kept], seeds[kept]), nfe + cost
-        yield Round(images=images, labels=labels, verdicts=verdicts, nfe=cost)
+        fresh, seeds = views[kept], batch.seeds[kept]
+        accepted, known = _grown(accepted, fresh), (*known, *Accepted.of(job, fresh.images, fresh.labels, seeds))
+        yield Round(images=views.images, labels=views.labels, verdicts=verdicts, nfe=int(batch.costs.sum()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,29 +166,6 @@ class _Counts:
             seconds=time.perf_counter() - started,
             share=min(1.0, share),
         )
-
-
-@dataclass(frozen=True, eq=False)
-class _Known:
-    """The accepted samples in the model's space, encoded once each, for the guide."""
-
-    job: Job
-    states: tuple[Tensor, ...] = ()
-    labels: tuple[Tensor, ...] = ()
-    seeds: tuple[IntArray, ...] = ()
-
-    def plus(self, images: FloatArray, labels: IntArray, seeds: IntArray) -> _Known:
-        if self.job.guide is None or not len(images):
-            return self
-        states, classes = to_model(self.job.source, images, labels)
-        return _Known(self.job, (*self.states, states), (*self.labels, classes), (*self.seeds, seeds))
-
-    def guide(self, before_seed: int) -> Guide | None:
-        """The job's guide, knowing the samples that were accepted before that seed."""
-        if self.job.guide is None or not self.seeds:
-            return self.job.guide
-        earlier = torch.from_numpy(np.concatenate(self.seeds) < before_seed)
-        return self.job.guide.given(torch.cat(self.states)[earlier], torch.cat(self.labels)[earlier])
 
 
 def _require_one_batch(job: Job) -> None:

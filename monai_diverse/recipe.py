@@ -50,14 +50,15 @@ class Component:
         Raises:
             RecipeError: a package that is not allowed, no such class, or arguments that it does not take.
         """
-        kind = self._imported(allow)
+        kind = self.imported(allow)
         arguments = {key: _resolved(key, value, folder, allow) for key, value in self.arguments.items()}
         try:
             return kind(**arguments)
         except TypeError as error:
             raise RecipeError(f"{self.target}: its arguments do not fit: {error}") from error
 
-    def _imported(self, allow: Sequence[str]) -> type:
+    def imported(self, allow: Sequence[str] = ()) -> type:
+        """The class itself; arguments and errors as `build`'s."""
         allowed = (*ALLOWED_PACKAGES, *allow)
         package, _, name = self.target.rpartition(".")
         refusal = f"{self.target}: expected a class from {', '.join(allowed)}; making one runs code: allow others by name (--allow PACKAGE)"
@@ -153,6 +154,8 @@ class Recipe:
         max_evaluations: stop before more network evaluations than this, counted for the samples that were judged.
         steps: inference steps; None for the source's own number.
         batch_size: samples a round; a guide that couples the batch makes it part of the recipe.
+        ahead: batches that may be drawn before earlier ones are judged: a batch's guide knows what was accepted up to so many batches before its
+            predecessor. Several workers need it; one process obeys it too, so that the bank is the same. Without a guide it changes nothing.
         dtype: how the bank stores images: uint8, float16 or float32.
         seed: of the whole bank.
     """
@@ -169,6 +172,7 @@ class Recipe:
     max_evaluations: int = 100_000
     steps: int | None = None
     batch_size: int = 64
+    ahead: int = 0
     dtype: str = "uint8"
     seed: int = 0
     folder: Path = field(default=Path(), compare=False)
@@ -181,11 +185,11 @@ class Recipe:
                 raise RecipeError(f"{name}: expected a {kind.__name__}, got {getattr(self, name)!r}")
         if self.reference is None and self.generator_train is None:
             raise RecipeError("reference: expected images that the user has, or generator_train to stand in for them, got neither")
-        for name in ("max_evaluations", "batch_size", "size", "steps"):
+        for name, least in (("max_evaluations", 1), ("batch_size", 1), ("size", 1), ("steps", 1), ("ahead", 0)):
             value = getattr(self, name)
             optional = value is None and name in ("size", "steps")
-            if not optional and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise RecipeError(f"{name}: expected a whole number from 1, got {value!r}")
+            if not optional and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+                raise RecipeError(f"{name}: expected a whole number from {least}, got {value!r}")
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**31:
             raise RecipeError(f"seed: expected a whole number in 0..{2**31 - 1}, got {self.seed!r}")
         if self.dtype not in ("uint8", "float16", "float32"):
@@ -228,6 +232,8 @@ class Recipe:
         values = asdict(self)
         values.pop("folder")
         values.pop("allow")
+        if not self.ahead:  # recipes had none at first, and their banks grow on
+            values.pop("ahead")
         return values | {"labels": self.labels if isinstance(self.labels, str) else list(self.labels)}
 
     def fingerprint(self, parts: Mapping[str, str]) -> str:
@@ -236,7 +242,8 @@ class Recipe:
         Args:
             parts: fingerprints of what the recipe names: source, screen, guide and images, with their defaults.
         """
-        values = {name: value for name, value in self.as_json().items() if name in ("labels", "steps", "batch_size", "dtype", "seed")}
+        names = ("labels", "steps", "batch_size", "dtype", "seed", *(() if self.guide is None else ("ahead",)))
+        values = {name: value for name, value in self.as_json().items() if name in names}
         return fingerprint_of({"recipe": values, "parts": dict(parts)})
 
 

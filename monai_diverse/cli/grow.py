@@ -11,8 +11,10 @@ import typer
 from tqdm import tqdm
 
 from monai_diverse.bank import SampleBank
+from monai_diverse.batches import Workers
 from monai_diverse.cli.main import app
-from monai_diverse.errors import BankError
+from monai_diverse.distributed import Processes, RayActors
+from monai_diverse.errors import BankError, RecipeError
 from monai_diverse.growth import GrowProgress, grow_steps
 from monai_diverse.job import Job
 from monai_diverse.recipe import Recipe
@@ -29,6 +31,9 @@ def command(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a bank of the same recipe.")] = False,
     tune: Annotated[bool, typer.Option("--tune", help="First choose the guide's strength on pilots; the frontier goes to OUT.tuning.json.")] = False,
     tune_evaluations: Annotated[int, typer.Option(help="Network evaluations of each pilot.")] = 10_000,
+    devices: Annotated[str | None, typer.Option(help="Draw in a process each on these: auto, or a list such as cuda:0,cuda:1 or cpu,cpu.")] = None,
+    ray: Annotated[str | None, typer.Option(help="Draw in actors of a Ray cluster: its address, auto, or local for a new one here.")] = None,
+    workers: Annotated[int | None, typer.Option(help="How many processes or actors; of itself one a GPU, or else one a core.")] = None,
     allow: Annotated[list[str] | None, typer.Option(help="A package that the recipe may load classes from; loading runs its code.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
@@ -38,7 +43,8 @@ def command(
     chosen = replace(chosen, max_evaluations=chosen.max_evaluations if max_evaluations is None else max_evaluations)
     if tune:
         chosen = with_strength(chosen, _tuned_strength(chosen, out, tune_evaluations, resume))
-    for progress in show_progress("grow", Job.prepare(chosen), out, resume=resume):
+    crew = _crew(chosen, devices, ray, workers)
+    for progress in show_progress("grow", Job.prepare(chosen), out, resume=resume, workers=crew):
         last = progress
     bank = SampleBank.open(out)
     if as_json:
@@ -46,6 +52,21 @@ def command(
         typer.echo(json.dumps(found | {"rejections": last.rejections, "seconds": last.seconds}))
         return
     typer.echo(f"{len(bank)} samples in {out} (of {last.drawn} drawn, {last.nfe} network evaluations); monai-diverse inspect {out} says more")
+
+
+def _crew(recipe: Recipe, devices: str | None, ray: str | None, count: int | None) -> Workers | None:
+    """Where to draw; says so if several workers would wait for one another."""
+    if devices is None and ray is None and count is None:
+        return None
+    if devices is not None and ray is not None:
+        raise RecipeError("grow: expected --devices for processes of this machine or --ray for a cluster, got both; leave one out")
+    if recipe.guide is not None and not recipe.ahead and count != 1:
+        text = "each batch's guide waits for the verdicts on the one before, so workers take turns; set `ahead` in the recipe, such as ahead: 1"
+        typer.echo(f"warning: {text} (another bank, the same on any number of workers)", err=True)
+    if ray is not None:
+        return RayActors(address=ray, count=count)
+    named = devices or "auto"
+    return Processes(devices=named if named == "auto" else tuple(name.strip() for name in named.split(",")), count=count)
 
 
 def _tuned_strength(recipe: Recipe, out: Path, evaluations: int, resume: bool) -> float:
@@ -65,12 +86,12 @@ def _tuned_strength(recipe: Recipe, out: Path, evaluations: int, resume: bool) -
     return chosen
 
 
-def show_progress(name: str, job: Job, out: Path, *, resume: bool) -> list[GrowProgress]:
+def show_progress(name: str, job: Job, out: Path, *, resume: bool, workers: Workers | None = None) -> list[GrowProgress]:
     """Grows a bank behind a progress bar: drawn, accepted, rejections by reason, rate and time left."""
     reports: list[GrowProgress] = []
     form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
     with tqdm(total=1.0, desc=name, bar_format=form) as bar:
-        for progress in grow_steps(job, out, resume=resume):
+        for progress in grow_steps(job, out, resume=resume, workers=workers):
             drawn_here = progress.drawn - (reports[0].drawn if reports else progress.drawn)
             rate = drawn_here / max(progress.seconds, 1e-9)
             rejected = ", ".join(f"{reason} {count}" for reason, count in progress.rejections.items() if count)

@@ -13,6 +13,7 @@ from monai_diverse.data import LabelledImages, near_duplicate_groups
 from monai_diverse.errors import DataError, RecipeError
 from monai_diverse.features import EfficientNetLite0, FeatureExtractor
 from monai_diverse.information import InformationGain, Neighbours, Surprisal
+from monai_diverse.screening.assessment import Assessment, decide
 from monai_diverse.screening.calibrate import check_level
 from monai_diverse.screening.controls import Controls, judge_controls
 from monai_diverse.screening.copies import CopyGate
@@ -201,25 +202,18 @@ class FittedScreen:
         Returns:
             One verdict an image; those of a batch and of its parts in turn are the same.
         """
-        if not len(views):
-            return []
+        return self.decide(views, self.assess(views), accepted) if len(views) else []
+
+    def assess(self, views: Views) -> Assessment:
+        """The part of `judge` that looks at each of views (n from 1) alone, and so can be done anywhere, in any order."""
         scores = {reason: gate.score(views) for reason, gate in self.gates.items()}
-        scores["duplicate"] = self.duplicates.score(views, accepted)
-        scores["surprisal"] = self.surprisal.excess(views.features)
-        rejected = {reason: scores[reason] > gate.threshold for reason, gate in self.gates.items()}
-        tracker = (self.gain if accepted is None else self.gain.given(accepted.features)).track(views.features)
-        nearest = self.seen.nearest(views.features)
-        verdicts = []
-        for i in range(len(views)):
-            own = {name: float(values[i]) for name, values in scores.items()} | {"information_gain": float(tracker.gain[i])}
-            reason = next((name for name, mask in rejected.items() if mask[i]), None)
-            if reason is None and own["duplicate"] > self.duplicates.threshold:
-                reason = "duplicate"
-            verdicts.append(Verdict(accepted=reason is None, reason=reason, scores=own, nearest=int(nearest[i])))
-            if reason is None:
-                tracker.observe(i)
-                scores["duplicate"] = np.maximum(scores["duplicate"], self.duplicates.score(views, views[i : i + 1]))
-        return verdicts
+        return Assessment(scores=scores, surprisal=self.surprisal.excess(views.features), nearest=self.seen.nearest(views.features))
+
+    def decide(self, views: Views, assessment: Assessment, accepted: Views | None = None) -> list[Verdict]:
+        """The part of `judge` that must be done in order: repeats and information gain, given what was accepted before."""
+        gain = (self.gain if accepted is None else self.gain.given(accepted.features)).track(views.features)
+        limits = {reason: gate.threshold for reason, gate in self.gates.items()}
+        return decide(views, assessment, accepted, limits=limits, duplicates=self.duplicates, gain=gain)
 
     def screen(self, images: npt.ArrayLike, labels: npt.ArrayLike, accepted: Views | None = None) -> list[Verdict]:
         """`embed`, then `judge`."""
