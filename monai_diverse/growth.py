@@ -17,7 +17,10 @@ from monai_diverse.datasheet import write_datasheet
 from monai_diverse.errors import RecipeError
 from monai_diverse.job import Job
 from monai_diverse.recipe import Recipe
-from monai_diverse.screening import Verdict, Views
+from monai_diverse.screening import AcceptedViews, Verdict
+
+BLOCK = 1024
+"""Images of a bank that are embedded at a time when it is taken up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +86,8 @@ def grow_steps(job: Job, out: Path, *, resume: bool = False, workers: Workers | 
 
 def _growth(job: Job, writer: BankWriter, done: _Counts, drawer: Drawer) -> Iterator[_Counts]:
     """Judges and stores batch after batch; what is in work when the bank is full is thrown away."""
-    size, stored = job.recipe.size, _stored(writer.bank)
-    accepted = job.screen.embed(*stored) if writer.count else None
-    known = Accepted.of(job, *stored, np.array(writer.bank.seeds))
+    size = job.recipe.size
+    accepted, known = _taken_up(job, writer.bank)
     queue = Queue(job, drawer, drawn=done.drawn, nfe=done.nfe)
     while (size is None or writer.count < size) and (batch := queue.next(known)) is not None:
         views = batch.drawn.views
@@ -93,7 +95,7 @@ def _growth(job: Job, writer: BankWriter, done: _Counts, drawer: Drawer) -> Iter
         kept = np.flatnonzero([v.accepted for v in verdicts])
         done = done.plus(verdicts, int(batch.costs[: len(verdicts)].sum()))
         fresh, seeds = views[kept], batch.seeds[kept]
-        accepted = _grown(accepted, fresh)
+        accepted = accepted.plus(fresh)
         known = (*known, *Accepted.of(job, fresh.images, fresh.labels, seeds))
         scores = _scores([verdicts[i] for i in kept])
         progress = done.as_json() | {"stopped": _stop_of(size, writer.count + len(kept)), "control": job.control}
@@ -125,7 +127,7 @@ def rehearse(job: Job) -> Iterator[Round]:
         RecipeError: too few evaluations for one batch.
     """
     _require_one_batch(job)
-    accepted: Views | None = None
+    accepted = AcceptedViews()
     known: Known = ()
     queue = Queue(job, Here(job))
     while (batch := queue.next(known)) is not None:
@@ -133,7 +135,7 @@ def rehearse(job: Job) -> Iterator[Round]:
         verdicts = job.screen.decide(views, batch.drawn.assessment, accepted)
         kept = np.flatnonzero([v.accepted for v in verdicts])
         fresh, seeds = views[kept], batch.seeds[kept]
-        accepted, known = _grown(accepted, fresh), (*known, *Accepted.of(job, fresh.images, fresh.labels, seeds))
+        accepted, known = accepted.plus(fresh), (*known, *Accepted.of(job, fresh.images, fresh.labels, seeds))
         yield Round(images=views.images, labels=views.labels, verdicts=verdicts, nfe=int(batch.costs.sum()))
 
 
@@ -193,11 +195,13 @@ def _scores(verdicts: list[Verdict]) -> dict[str, FloatArray]:
     return {name: np.array([v.scores[name] for v in verdicts], dtype=np.float32) for name in names}
 
 
-def _stored(bank: SampleBank) -> tuple[FloatArray, IntArray]:
-    return bank.images[:], np.array(bank.labels)
-
-
-def _grown(accepted: Views | None, fresh: Views) -> Views | None:
-    if not len(fresh):
-        return accepted
-    return fresh if accepted is None else accepted.concat(fresh)
+def _taken_up(job: Job, bank: SampleBank) -> tuple[AcceptedViews, Known]:
+    """What a bank holds already, block by block: its images need not fit into memory."""
+    accepted = AcceptedViews()
+    known: Known = ()
+    for start in range(0, len(bank), BLOCK):
+        part = slice(start, start + BLOCK)
+        images, labels = bank.images[part], np.array(bank.labels[part])
+        accepted = accepted.plus(job.screen.embed(images, labels))
+        known = (*known, *Accepted.of(job, images, labels, np.array(bank.seeds[part])))
+    return accepted, known

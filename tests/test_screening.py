@@ -16,6 +16,7 @@ from monai_diverse.errors import DataError, RecipeError
 from monai_diverse.features import EfficientNetLite0, PixelFeatures
 from monai_diverse.screening import (
     REASONS,
+    AcceptedViews,
     ClassConformal,
     Conformal,
     CopyGate,
@@ -496,12 +497,14 @@ def test_a_batch_is_judged_as_its_parts_in_turn(screen: FittedScreen) -> None:
     # every image twice: the second of an accepted pair must be a duplicate
     views = screen.embed(np.concatenate([data.images] * 2), np.concatenate([data.labels] * 2))
     together = screen.judge(views)
-    accepted, turns = None, []
+    accepted, as_views, turns = AcceptedViews(), None, []
     for start in range(0, 240, 40):
         part = views[start : start + 40]
         verdicts = screen.judge(part, accepted)
+        assert [v.reason for v in verdicts] == [v.reason for v in screen.judge(part, as_views)]
         new = part[np.array([v.accepted for v in verdicts])]
-        accepted = new if accepted is None else Views.concat(accepted, new)
+        accepted = accepted.plus(new)
+        as_views = new if as_views is None else Views.concat(as_views, new)
         turns += verdicts
     assert [v.reason for v in turns] == [v.reason for v in together]
     assert sum(v.accepted for v in together) == len(accepted) > 3
@@ -511,6 +514,23 @@ def test_a_batch_is_judged_as_its_parts_in_turn(screen: FittedScreen) -> None:
         if first.accepted:
             assert second.reason == "duplicate"
             assert second.scores["information_gain"] < first.scores["information_gain"]
+
+
+def test_gains_given_some_of_many_accepted_are_bounds(screen: FittedScreen, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bank of a million must not need a process of a million points."""
+    data, fresh = synthetic_images(60, 6), synthetic_images(30, 7)
+    held, asked = screen.embed(data.images, data.labels), screen.embed(fresh.images, fresh.labels)
+    exact = screen.judge(asked, held)
+    monkeypatch.setattr("monai_diverse.screening.accepted.OBSERVED", 20)
+    some = AcceptedViews.of(held)
+    assert len(some) == 60
+    assert some.first is not None
+    np.testing.assert_array_equal(some.first, held.features[:20])
+    bounds = screen.judge(asked, some)
+    assert [v.reason for v in bounds] == [v.reason for v in exact], "repeats are looked for among all"
+    gains = np.array([[v.scores["information_gain"] for v in verdicts] for verdicts in (bounds, exact)])
+    assert (gains[0] >= gains[1] - 1e-6).all()
+    assert (gains[0] > gains[1] + 1e-4).any()
 
 
 def test_nothing_in_gives_nothing_out(screen: FittedScreen) -> None:

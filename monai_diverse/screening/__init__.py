@@ -1,5 +1,6 @@
 """Vectors to verdicts: is a sample more than a copy, new, of its class, in distribution, and unlike those already accepted?"""
 
+from monai_diverse.screening.accepted import AcceptedViews
 from monai_diverse.screening.assessment import Assessment
 from monai_diverse.screening.calibrate import ClassConformal, Conformal, calibration_limit, discoveries
 from monai_diverse.screening.controls import ControlRow, Controls, control_rows
@@ -17,6 +18,7 @@ from monai_diverse.screening.yields import Yield
 
 __all__ = [
     "REASONS",
+    "AcceptedViews",
     "Assessment",
     "ClassConformal",
     "Conformal",

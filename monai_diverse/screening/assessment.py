@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from monai_diverse.data import FloatArray, IntArray
+from monai_diverse.screening.accepted import AcceptedViews
 from monai_diverse.screening.duplicates import FittedDuplicates
 from monai_diverse.screening.verdict import Verdict
 from monai_diverse.screening.views import Views
@@ -35,7 +36,7 @@ class Assessment:
 def decide(
     views: Views,
     assessment: Assessment,
-    accepted: Views | None,
+    accepted: Views | AcceptedViews | None,
     *,
     limits: Mapping[str, float],
     duplicates: FittedDuplicates,
@@ -46,7 +47,7 @@ def decide(
     Args:
         views: the images, n from 1.
         assessment: of them.
-        accepted: views of samples that were accepted earlier.
+        accepted: samples that were accepted earlier.
         limits: of the gates, in the order in which the first reason is named.
         duplicates: the gate for repeats.
         gain: their information gains, given the accepted ones.

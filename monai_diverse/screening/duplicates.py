@@ -9,7 +9,8 @@ import numpy as np
 
 from monai_diverse.data import FloatArray
 from monai_diverse.errors import RecipeError
-from monai_diverse.information.neighbours import Neighbours
+from monai_diverse.information.neighbours import DoubleArray, Neighbours
+from monai_diverse.screening.accepted import AcceptedViews
 from monai_diverse.screening.calibrate import check_level
 from monai_diverse.screening.views import Real, Views
 
@@ -65,18 +66,16 @@ class FittedDuplicates:
     admissible_pixels: float
     threshold: float = 1.0
 
-    def score(self, views: Views, picked: Views | None = None) -> FloatArray:
+    def score(self, views: Views, picked: Views | AcceptedViews | None = None) -> FloatArray:
         """Scores (n,) against the accepted samples `picked`; above 1 is a duplicate."""
-        if picked is None or not len(picked):
-            return np.zeros(len(views), np.float32)
-        in_features = _closeness(views.features, picked.features, self.admissible)
-        return np.maximum(in_features, _closeness(views.pixels, picked.pixels, self.admissible_pixels))
+        known = AcceptedViews.of(picked)
+        in_features = _closeness(known.features.nearest(views.features), self.admissible)
+        return np.maximum(in_features, _closeness(known.pixels.nearest(views.pixels), self.admissible_pixels))
 
     def notes(self) -> dict[str, Any]:
         """The admissible distances."""
         return {"admissible_distance": self.admissible, "admissible_pixel_distance": self.admissible_pixels}
 
 
-def _closeness(rows: FloatArray, picked: FloatArray, admissible: float) -> FloatArray:
-    distance = Neighbours(picked).distances(rows, 1)[:, 0]
+def _closeness(distance: DoubleArray, admissible: float) -> FloatArray:
     return (admissible / np.maximum(distance, admissible / WORST)).astype(np.float32)

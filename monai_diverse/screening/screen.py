@@ -13,6 +13,7 @@ from monai_diverse.data import LabelledImages, near_duplicate_groups
 from monai_diverse.errors import DataError, RecipeError
 from monai_diverse.features import EfficientNetLite0, FeatureExtractor
 from monai_diverse.information import InformationGain, Neighbours, Surprisal
+from monai_diverse.screening.accepted import AcceptedViews
 from monai_diverse.screening.assessment import Assessment, decide
 from monai_diverse.screening.calibrate import check_level
 from monai_diverse.screening.controls import Controls, judge_controls
@@ -192,12 +193,12 @@ class FittedScreen:
         require_known(views.labels, self.classes)
         return views
 
-    def judge(self, views: Views, accepted: Views | None = None) -> list[Verdict]:
+    def judge(self, views: Views, accepted: Views | AcceptedViews | None = None) -> list[Verdict]:
         """Judges images in order: each is compared with the accepted ones, and with those that are accepted before it.
 
         Args:
             views: what `embed` gave.
-            accepted: views of samples that were accepted earlier.
+            accepted: views of samples that were accepted earlier; as `AcceptedViews` where these become more and more.
 
         Returns:
             One verdict an image; those of a batch and of its parts in turn are the same.
@@ -209,11 +210,15 @@ class FittedScreen:
         scores = {reason: gate.score(views) for reason, gate in self.gates.items()}
         return Assessment(scores=scores, surprisal=self.surprisal.excess(views.features), nearest=self.seen.nearest(views.features))
 
-    def decide(self, views: Views, assessment: Assessment, accepted: Views | None = None) -> list[Verdict]:
-        """The part of `judge` that must be done in order: repeats and information gain, given what was accepted before."""
-        gain = (self.gain if accepted is None else self.gain.given(accepted.features)).track(views.features)
+    def decide(self, views: Views, assessment: Assessment, accepted: Views | AcceptedViews | None = None) -> list[Verdict]:
+        """The part of `judge` that must be done in order: repeats and information gain, given what was accepted before.
+
+        Gains are given the first `OBSERVED` accepted samples; where there are more, they are bounds from above.
+        """
+        known = AcceptedViews.of(accepted)
+        gain = (self.gain if known.first is None else self.gain.given(known.first)).track(views.features)
         limits = {reason: gate.threshold for reason, gate in self.gates.items()}
-        return decide(views, assessment, accepted, limits=limits, duplicates=self.duplicates, gain=gain)
+        return decide(views, assessment, known, limits=limits, duplicates=self.duplicates, gain=gain)
 
     def screen(self, images: npt.ArrayLike, labels: npt.ArrayLike, accepted: Views | None = None) -> list[Verdict]:
         """`embed`, then `judge`."""
