@@ -145,7 +145,7 @@ class Driver:
 
     def __init__(self, job: Job, out: Path, workers: Workers) -> None:
         self.ray = isinstance(workers, RayActors)
-        self.stored: int | None = None
+        self.stored, self.reports = 0, 0
         self._reader, writer = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
@@ -169,7 +169,7 @@ class Driver:
                 told = os.read(self._reader, NUMBER)
                 if not told:
                     return False
-                self.stored = int.from_bytes(told, "little")
+                self.stored, self.reports = int.from_bytes(told, "little"), self.reports + 1
         return True
 
     def workers(self) -> list[int]:
@@ -215,11 +215,11 @@ def harm(job: Job, whole: SampleBank, path: Path, workers: Workers, rng: np.rand
     code: int | None = None
     seen: set[int] = set()
     while code != 0:
-        driver, running = Driver(job, path, workers), True
-        while running and driver.stored is None:  # most strikes fall after the start, which takes long
+        driver, running, early = Driver(job, path, workers), True, rng.random() < 0.2
+        while running and driver.reports < 2 and not early:  # most strikes fall after the start, which takes long
             running = driver.hear(0.1)
         while running and found["driver_kills"] + found["worker_kills"] < count:
-            running = driver.hear(rng.uniform(0, 4))
+            running = driver.hear(rng.uniform(0, 3))
             seen.update(targets := driver.workers())
             if running and targets and rng.random() < 0.5:
                 with_kill(int(rng.choice(targets)))
@@ -230,7 +230,7 @@ def harm(job: Job, whole: SampleBank, path: Path, workers: Workers, rng: np.rand
                 break
         else:
             code = driver.wait()
-        found["lost"] += missing(path, whole, driver.stored or 0)
+        found["lost"] += missing(path, whole, driver.stored)
     time.sleep(5)
     found["left_over"] += sum(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in seen)
     found["different"] += SampleBank.open(path).fingerprint != whole.fingerprint
@@ -262,7 +262,7 @@ def node_loss(folder: Path) -> dict[str, Any]:
     whole, path = SampleBank.open(folder / "whole-nodes"), folder / "nodes"
     with cluster(1, 1) as machines:
         driver = Driver(job, path, RayActors(address=machines.address, count=2))
-        while not driver.stored and driver.hear(0.1):
+        while driver.reports < 2 and driver.hear(0.1):
             pass
         machines.remove_one()
         stored = driver.stored
