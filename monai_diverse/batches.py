@@ -119,7 +119,7 @@ class Workers(Protocol):
     """Settings of where batches are drawn, such as `monai_diverse.Processes`."""
 
     def start(self, job: Job) -> AbstractContextManager[Drawer]:
-        """Starts what draws for a job; leaving the context ends it, whatever it does at that time."""
+        """What draws for a job, once it is asked for a batch; leaving the context ends it, whatever it does at that time."""
         ...
 
 

@@ -356,6 +356,7 @@ def test_what_cannot_be_sent(recipe: Recipe) -> None:
 def test_wrong_flags(recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
     assert main(["grow", str(recipe_file), "--out", str(tmp_path / "bank"), *arguments]) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "bank").exists(), "so that the right command needs no --resume"
 
 
 def test_workers_that_would_take_turns(guided: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
