@@ -42,7 +42,7 @@ REAL = {
     "calibration": {"path": "builtin", "part": "calibration"},
     "generator_train": {"path": "builtin", "part": "generator_train", "mirrored": True},
 }
-SPEED = REAL | {"source": {"target": "monai_diverse.BuiltinSource", "arguments": {"steps": 20}}, "batch_size": 32, "seed": 5}
+SPEED = REAL | {"source": {"target": "monai_diverse.BuiltinSource", "arguments": {"steps": 20}}, "batch_size": 16, "seed": 5}
 """The shipped model behind the default screen."""
 LENIENT = {
     "target": "monai_diverse.NoveltyScreen",
@@ -65,7 +65,7 @@ QUICK_DRAWS = REAL | {
 
 def speed(folder: Path, batches: int, repeats: int) -> dict[str, Any]:
     """Seconds a batch in one process and on workers, from the first batch to the last, the median of repeats; and whether the banks are the same."""
-    recipe = Recipe.from_json(SPEED | {"max_evaluations": 20 * 32 * batches})
+    recipe = Recipe.from_json(SPEED | {"max_evaluations": 20 * 16 * batches})
     job = Job.prepare(recipe)
     crews: dict[str, Workers | None] = {"single_process": None}
     crews |= {f"processes_{n}": Processes(devices=("cpu",), count=n) for n in (1, 2)}
@@ -85,7 +85,7 @@ def speed(folder: Path, batches: int, repeats: int) -> dict[str, Any]:
     single = per_batch["single_process"]
     return {
         "batches": batches,
-        "samples_a_batch": 32,
+        "samples_a_batch": 16,
         "repeats": repeats,
         "seconds_a_batch": per_batch,
         "seconds_to_the_first_batch": {name: float(np.median(values)) for name, values in starts.items()},
@@ -279,7 +279,7 @@ def measure(folder: Path, *, quick: bool) -> dict[str, Any]:
     """All of it."""
     torch.set_num_threads(1)
     return {
-        "kills": kills(folder, 6 if quick else KILLS),
+        "kills": kills(folder, 4 if quick else KILLS),
         "node_loss": node_loss(folder),
         "speed": speed(folder, 6 if quick else BATCHES, 1 if quick else 3),
     }
