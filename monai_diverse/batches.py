@@ -80,10 +80,10 @@ def guide_of(job: Job, order: Order, known: Sequence[Accepted]) -> Guide | None:
     return job.guide.given(torch.cat([part.states for part in known])[earlier], torch.cat([part.labels for part in known])[earlier])
 
 
-def draw(job: Job, order: Order, known: Sequence[Accepted]) -> Drawn:
-    """Draws a batch, embeds it and judges each sample on its own."""
+def draw(job: Job, order: Order, guide: Guide | None) -> Drawn:
+    """Draws a batch with its guide, embeds it and judges each sample on its own."""
     labels, seeds = job.asked(order.first, job.recipe.batch_size)
-    images = job.draw(labels, seeds, guide_of(job, order, known))[order.skip :]
+    images = job.draw(labels, seeds, guide)[order.skip :]
     views = job.screen.embed(images, labels[order.skip :])
     return Drawn(views=views, assessment=job.screen.assess(views))
 
@@ -96,8 +96,14 @@ class Drawer(Protocol):
         """Batches that it can use at a time, from 1."""
         ...
 
-    def submit(self, order: Order, known: Known) -> None:
-        """Asks for a batch; `known` begins with what it was given before."""
+    def submit(self, order: Order, known: Known, guide: Guide | None) -> None:
+        """Asks for a batch.
+
+        Args:
+            order: which.
+            known: what was accepted by now; it begins with what it was given before.
+            guide: what `guide_of` makes of both, for who draws in this process: making it can take long.
+        """
         ...
 
     def receive(self) -> Drawn:
@@ -113,7 +119,7 @@ class Workers(Protocol):
     """Settings of where batches are drawn, such as `monai_diverse.Processes`."""
 
     def start(self, job: Job) -> AbstractContextManager[Drawer]:
-        """Starts what draws for a job; leaving the context ends it, whatever it does at that time."""
+        """What draws for a job, once it is asked for a batch; leaving the context ends it, whatever it does at that time."""
         ...
 
 
@@ -124,11 +130,11 @@ class Here:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._asked: deque[tuple[Order, Known]] = deque()
+        self._asked: deque[tuple[Order, Guide | None]] = deque()
 
-    def submit(self, order: Order, known: Known) -> None:
+    def submit(self, order: Order, known: Known, guide: Guide | None) -> None:
         """Remembers the batch."""
-        self._asked.append((order, known))
+        self._asked.append((order, guide))
 
     def receive(self) -> Drawn:
         """Draws it."""
@@ -203,10 +209,11 @@ class Queue:
         if len(seeds) <= order.skip:  # a folder's images are used up
             self._ended = True
             return
-        costs = self._job.costs(labels, seeds, guide_of(self._job, order, known))[order.skip :]
+        guide = guide_of(self._job, order, known)
+        costs = self._job.costs(labels, seeds, guide)[order.skip :]
         if self._nfe + int(costs.sum()) > self._job.recipe.max_evaluations:
             self._ended = True
             return
         self._drawn, self._nfe = order.first + len(seeds), self._nfe + int(costs.sum())
         self._waiting.append((seeds[order.skip :], costs))
-        self._drawer.submit(order, known)
+        self._drawer.submit(order, known, guide)

@@ -72,15 +72,14 @@ def grow_steps(job: Job, out: Path, *, resume: bool = False, workers: Workers | 
     What has been yielded is on disk. A run that was interrupted and resumed gives the bank of an uninterrupted one. At the end a datasheet is written
     beside the samples.
     """
-    started, size = time.perf_counter(), job.recipe.size
+    started = time.perf_counter()
     _require_one_batch(job)
-    with BankWriter.create_or_resume(out, job.header(), resume=resume) as writer:
+    # a cluster or device that is not there must not leave an empty bank behind
+    with (workers or InThisProcess()).start(job) as drawer, BankWriter.create_or_resume(out, job.header(), resume=resume) as writer:
         done = _Counts.of(writer.progress)
         yield done.report(job.recipe, writer.count, started)
-        if size is None or writer.count < size:
-            with (workers or InThisProcess()).start(job) as drawer:
-                for counts in _growth(job, writer, done, drawer):
-                    yield counts.report(job.recipe, writer.count, started)
+        for counts in _growth(job, writer, done, drawer):
+            yield counts.report(job.recipe, writer.count, started)
         write_datasheet(writer.bank)
 
 

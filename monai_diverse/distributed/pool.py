@@ -10,6 +10,7 @@ from typing import Generic, Protocol, TypeVar
 from monai_diverse.batches import Drawn, Known, Order
 from monai_diverse.distributed.worker import Failed, Ready, Reply, Task
 from monai_diverse.errors import WorkerError
+from monai_diverse.sampling import Guide
 
 DEATHS = 3
 """So often may a batch be in work when its worker dies, or may workers die before they are ready, until that is an error."""
@@ -29,8 +30,8 @@ class Handle(Protocol):
         """Gives it a batch; of a worker that is dead, `Fleet.hear` tells."""
         ...
 
-    def stop(self) -> None:
-        """Ends it at once; it may be dead."""
+    def stop(self) -> str:
+        """Ends it at once; says how it died, if it was dead."""
         ...
 
 
@@ -89,8 +90,8 @@ class Pool(Generic[H]):
         """As many batches as the workers hold."""
         return HELD * len(self._posts)
 
-    def submit(self, order: Order, known: Known) -> None:
-        """Puts a batch in the queue."""
+    def submit(self, order: Order, known: Known, guide: Guide | None) -> None:
+        """Puts a batch in the queue; the worker makes the guide again."""
         self._orders[self._asked], self._known = order, known
         self._queue.append(self._asked)
         self._asked += 1
@@ -134,15 +135,15 @@ class Pool(Generic[H]):
     def _bury(self, post: _Post[H]) -> None:
         """Takes a dead worker's batches back; the first of them was in work."""
         assert post.handle is not None
-        post.handle.stop()
+        cause = post.handle.stop()
         if post.tasks:
             self._deaths[post.tasks[0]] += 1
             if self._deaths[post.tasks[0]] == DEATHS:
-                raise WorkerError(f"{self._named(self._orders[post.tasks[0]])}: {DEATHS} workers died while they drew them; {REMEDY}")
+                raise WorkerError(f"{self._named(self._orders[post.tasks[0]])}: {DEATHS} workers died while they drew them ({cause}); {REMEDY}")
         elif not post.ready:
             self._still_born += 1
             if self._still_born == DEATHS:
-                raise WorkerError(f"workers: {DEATHS} died, one after another, before they were ready; {REMEDY}")
+                raise WorkerError(f"workers: {DEATHS} died, one after another, before they were ready ({cause}); {REMEDY}")
         self._queue = deque(sorted([*post.tasks, *self._queue]))
         post.handle, post.ready, post.told = None, False, 0
         post.tasks.clear()

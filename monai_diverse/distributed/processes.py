@@ -115,6 +115,7 @@ class _Process:
     def __init__(self, commission: Commission, device: str) -> None:
         context = _context()
         self.pipe, there = context.Pipe()
+        self._ended = False
         self._process: BaseProcess = context.Process(target=_work, args=(there,), daemon=True)  # type: ignore[attr-defined]
         with _environment(WAITING):
             self._process.start()
@@ -130,14 +131,19 @@ class _Process:
         try:
             reply: Reply = pickle.loads(self.pipe.recv_bytes())
         except (EOFError, OSError):
+            self._ended = True
             return None
         return reply
 
-    def stop(self) -> None:
-        """Kills the process."""
+    def stop(self) -> str:
+        """Kills the process; says with which code it ended."""
+        if self._ended:
+            self._process.join(GRACE)
         self._process.kill()
         self._process.join(GRACE)
         self.pipe.close()
+        code = self._process.exitcode
+        return f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
 
     def _write(self, message: object) -> None:
         try:

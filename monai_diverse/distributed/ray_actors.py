@@ -17,7 +17,9 @@ from monai_diverse.distributed.worker import WAITING, Commission, JobWorker, Rep
 from monai_diverse.errors import MissingExtraError, RecipeError
 from monai_diverse.job import Job
 
-AUTO, LOCAL = "auto", "local"
+AUTO = "auto"
+TOLD = 300
+"""Characters of what Ray says of a death."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +87,7 @@ class _Actor:
 
     def __init__(self, ray: Any, actor: Any, first: Any) -> None:
         self._ray, self._actor, self.asked = ray, actor, deque([first])
+        self._cause = ""
 
     def send(self, task: Task) -> None:
         """Calls it; calls are answered in order."""
@@ -94,13 +97,15 @@ class _Actor:
         """The oldest reply, which has come; None when the actor, its machine or what it gave is lost."""
         try:
             reply: Reply = self._ray.get(self.asked.popleft())
-        except self._ray.exceptions.RayError:
+        except self._ray.exceptions.RayError as error:
+            self._cause = " ".join(str(error).split())[:TOLD]
             return None
         return reply
 
-    def stop(self) -> None:
-        """Kills the actor."""
+    def stop(self) -> str:
+        """Kills the actor; repeats what Ray said of its death."""
         self._ray.kill(self._actor, no_restart=True)
+        return self._cause
 
 
 class _Fleet:

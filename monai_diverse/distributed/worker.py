@@ -15,7 +15,7 @@ import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 from torch.serialization import default_restore_location
 
-from monai_diverse.batches import Accepted, Drawn, Known, Order, draw
+from monai_diverse.batches import Accepted, Drawn, Known, Order, draw, guide_of
 from monai_diverse.errors import RecipeError
 from monai_diverse.job import Job
 from monai_diverse.recipe import Recipe
@@ -182,6 +182,6 @@ class JobWorker:
         assert self._job is not None
         self._known.extend(task.news)
         try:
-            return draw(self._job, task.order, self._known)
+            return draw(self._job, task.order, guide_of(self._job, task.order, self._known))
         except Exception as error:
             return Failed.of(error)
