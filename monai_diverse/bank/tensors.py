@@ -1,0 +1,202 @@
+"""A safetensors file of a bank: checked, read by position."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+import stat
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+
+from monai_diverse.bank.folder import BankFolder
+from monai_diverse.bank.format import FORMAT, VERDICTS, BankHeader
+from monai_diverse.bank.manifest import REMEDY, IndexRecord, ShardRecord
+from monai_diverse.errors import BankCorruptError
+from monai_diverse.storage import sha256_of
+
+_DTYPES = {"U8": "uint8", "F16": "float16", "F32": "float32", "I64": "int64", "I32": "int32", "U32": "uint32"}
+_OPEN_FILES = 64
+_KINDS = {"number": "shard", "index": "index file"}
+
+
+class TensorFile:
+    """A shard or an index file, of which only what is asked for is read.
+
+    Rows are read by position, straight from the operating system's page cache into the caller's array. All processes share those pages, as they
+    would share a memory mapping's; but a mapping counts every page that was ever touched as the process's own, and this does not.
+
+    Args:
+        folder: the bank's.
+        record: the line on it.
+        place: what it must say of where it belongs, see `samples.place_of`.
+        pinned: keep the file open, so that it can still be read when a writer has replaced it; only the last shard of a bank ever is.
+
+    Raises:
+        BankCorruptError: the file is missing, of another size, no safetensors file, reached through a link that leads out of the bank, or belongs
+            to another bank or place. Hashes of local files are compared by `digest` alone.
+    """
+
+    def __init__(self, folder: BankFolder, record: ShardRecord | IndexRecord, place: Mapping[str, Any], *, pinned: bool = False) -> None:
+        self._name = f"{folder.location}/{record.file}"
+        self._record = record
+        self._path = folder.fetch(record.file, record.sha256, record.size)
+        self._file = self._checked_file()
+        try:
+            with safe_open(self._path, framework="np") as file:
+                metadata = file.metadata() or {}
+                parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+                self.found = {name: (_DTYPES.get(part.get_dtype(), part.get_dtype()), tuple(part.get_shape())) for name, part in parts.items()}
+            self._starts = _starts_of(self._path)
+            self._kept = _Descriptor(self._file) if pinned else None
+        except (SafetensorError, OSError) as error:
+            raise self.corrupt(f"expected a safetensors file, but it cannot be read ({error})") from error
+        self._check_place(stated_place(metadata), place)
+
+    def rows(self, name: str, first: int = 0, count: int | None = None) -> npt.NDArray[Any]:
+        """Rows of a tensor of one of the known types, little-endian, in new memory; the caller checks that there are such rows."""
+        kind, (length, *shape) = self.found[name]
+        array = np.empty((length - first if count is None else count, *shape), np.dtype(kind).newbyteorder("<"))
+        self.read_into(array, name, first * math.prod(shape) * array.itemsize)
+        return array
+
+    def read_into(self, target: npt.NDArray[Any], name: str, offset: int) -> None:
+        """Fills an array from a tensor's bytes, from `offset` on.
+
+        Raises:
+            BankCorruptError: the file is shorter now, or cannot be read.
+        """
+        try:
+            complete = _read_at(self._file, self._kept, target.reshape(-1).view(np.uint8).data, self._starts[name] + offset)
+        except OSError as error:
+            raise self.corrupt(f"it cannot be read ({error.strerror or error})") from error
+        if not complete:
+            raise self.corrupt("truncated since it was opened")
+
+    def check(self, expected: Mapping[str, tuple[str, tuple[int, ...]]], words: str) -> None:
+        """Compares the tensors' types and shapes with those that there should be; `words` says which these are.
+
+        Raises:
+            BankCorruptError: they are others.
+        """
+        if set(expected) != set(self.found):
+            raise self.corrupt(f"expected tensors {words}, got {sorted(self.found)}")
+        for name, found in self.found.items():
+            if found != expected[name]:
+                raise self.corrupt(f"expected {name} as {expected[name][0]} {expected[name][1]}, got {found[0]} {found[1]}")
+
+    def check_digest(self) -> None:
+        """Reads every byte.
+
+        Raises:
+            BankCorruptError: the hash is another one.
+        """
+        try:
+            digest = sha256_of(self._path)
+        except OSError as error:
+            raise self.corrupt(f"it cannot be read ({error.strerror or error})") from error
+        if digest != self._record.sha256 or not self._record.file.endswith(f"-{digest[:12]}.safetensors"):
+            raise self.corrupt(f"expected SHA-256 {self._record.sha256[:12]}…, got {digest[:12]}…: a bit flipped, or another file in its place")
+
+    def check_values(self, name: str, array: npt.NDArray[Any], header: BankHeader) -> None:
+        """Raises BankCorruptError where a column holds labels, verdicts or origins that the bank does not know."""
+        limit = {"labels": header.classes, "verdicts": len(VERDICTS), "origins": max(1, len(header.origins))}.get(name)
+        if limit is not None and len(array) and not 0 <= array.min() <= array.max() < limit:
+            raise self.corrupt(f"expected {name} 0..{limit - 1}, got {array.min()}..{array.max()}")
+
+    def corrupt(self, what: str) -> BankCorruptError:
+        """The error that says what is wrong with the file."""
+        return BankCorruptError(f"{self._name}: {what}; {REMEDY}")
+
+    def _checked_file(self) -> _File:
+        try:
+            state, inside = self._path.lstat(), True
+            if stat.S_ISLNK(state.st_mode):
+                state, inside = self._path.stat(), self._path.resolve().parent == self._path.parent.resolve()
+        except FileNotFoundError as error:
+            raise self.corrupt("the file is missing") from error
+        except (OSError, RuntimeError) as error:  # pathlib says RuntimeError of a link to itself
+            raise self.corrupt(f"it cannot be read ({error})") from error
+        if not inside:
+            raise self.corrupt("expected a file inside the bank, got a link out of it; do not trust this bank")
+        if not stat.S_ISREG(state.st_mode):
+            raise self.corrupt("expected a file, got something else; do not trust this bank")
+        if state.st_size != self._record.size:
+            kind = "truncated" if state.st_size < self._record.size else "longer than written"
+            raise self.corrupt(f"expected {self._record.size} bytes, got {state.st_size}: {kind}")
+        return _File(str(self._path), state.st_ino, state.st_mtime_ns, state.st_ctime_ns)
+
+    def _check_place(self, stated: dict[str, Any] | None, expected: Mapping[str, Any]) -> None:
+        *_, number = expected
+        kind = _KINDS[number]
+        if stated is None:
+            raise self.corrupt(f"expected {'an' if kind[0] == 'i' else 'a'} {kind} of a bank, got another safetensors file")
+        found = {name: stated.get(name) for name in expected}
+        if found == expected:
+            return
+        same_bank = found | {number: expected[number]} == expected
+        raise self.corrupt(
+            f"it was written as {kind} {found[number]}, not {expected[number]}: out of place" if same_bank else "it belongs to another bank"
+        )
+
+
+def stated_place(metadata: dict[str, str]) -> dict[str, Any] | None:
+    """What a safetensors file's metadata say of its place in a bank; None if it is no part of one."""
+    try:
+        stated = json.loads(metadata[FORMAT])
+    except (KeyError, ValueError, RecursionError):
+        return None
+    return stated if isinstance(stated, dict) else None
+
+
+def _starts_of(path: Path) -> dict[str, int]:
+    """Where each tensor's bytes begin in a valid safetensors file: eight bytes with the length of a JSON header, the header, the tensors."""
+    with path.open("rb", buffering=0) as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        tensors = json.loads(stream.read(length))
+    return {name: 8 + length + tensor["data_offsets"][0] for name, tensor in tensors.items() if name != "__metadata__"}
+
+
+class _File(NamedTuple):
+    """A file as it was when it was opened."""
+
+    path: str
+    inode: int
+    modified: int
+    changed: int
+
+
+class _Descriptor:
+    """An open file that closes when nobody uses it any more."""
+
+    def __init__(self, file: _File) -> None:
+        self.number = os.open(file.path, os.O_RDONLY)
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        if hasattr(self, "number"):
+            close(self.number)
+
+
+_opened = functools.lru_cache(maxsize=_OPEN_FILES)(_Descriptor)
+"""The files read last, since opening takes longer than reading; a file that was replaced or repaired is another one."""
+
+
+def _read_at(file: _File, kept: _Descriptor | None, target: memoryview, offset: int) -> bool:
+    """Fills `target` from a file; False where the file ends too early. Safe in threads and after a fork, since no position is shared."""
+    if not hasattr(os, "preadv"):  # Windows, where an open file cannot be replaced anyway
+        with open(file.path, "rb") as stream:
+            stream.seek(offset)
+            return stream.readinto(target) == len(target)
+    descriptor, done = kept or _opened(file), 0
+    while done < len(target):
+        count = os.preadv(descriptor.number, [target[done:]], offset + done)
+        if not count:
+            return False
+        done += count
+    return True
