@@ -79,12 +79,12 @@ class LazyImages:
         if chosen.dtype == np.bool_:
             if len(chosen) != self._count:
                 raise IndexError(f"expected a mask of {self._count}, got {len(chosen)}")
-            return np.flatnonzero(chosen).tolist()
+            return [int(place) for place in np.flatnonzero(chosen)]
         if chosen.dtype.kind not in "iu":
             raise IndexError(f"expected whole numbers or a mask as indices, got dtype {chosen.dtype}")
         if len(chosen) and not -self._count <= int(chosen.min()) <= int(chosen.max()) < self._count:
             raise IndexError(f"expected indices below {self._count}, got {int(chosen.min())}..{int(chosen.max())}")
-        return np.where(chosen < 0, chosen + self._count, chosen).tolist()
+        return [int(place) + (self._count if place < 0 else 0) for place in chosen]
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
         if copy is False:

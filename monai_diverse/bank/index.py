@@ -55,6 +55,11 @@ class IndexFile:
         """The names of what it holds of each sample."""
         return sorted(name for name in self._file.found if name in COLUMNS or name.startswith(SCORE_PREFIX))
 
+    @property
+    def score_names(self) -> list[str]:
+        """The scores that it holds, sorted."""
+        return [name.removeprefix(SCORE_PREFIX) for name in self.columns if name.startswith(SCORE_PREFIX)]
+
     def shard(self, place: int) -> ShardRecord:
         """What it says of the shard at `place` among its own."""
         return next(self.shards(place, 1))
@@ -119,9 +124,9 @@ class IndexFile:
         count, shards, found = self._record.count, self._record.shards, self._file.found
         expected: dict[str, tuple[str, tuple[int, ...]]] = {name: (dtype, (count,)) for name, dtype in COLUMNS.items()}
         expected |= {name: ("float32", (count,)) for name in found if name.startswith(SCORE_PREFIX)}
-        expected |= {name: ("uint8", (shards, 32)) for name in _HASHES}
+        expected |= dict.fromkeys(_HASHES, ("uint8", (shards, 32)))
         expected |= {_SIZES: ("int64", (shards,)), ORDER: ("uint32", (count,))}
-        self._file.check(expected, f"{', '.join(expected)}")
+        self._file.check(expected, ", ".join(expected))
 
 
 def columns_of(shard: Shard) -> dict[str, npt.NDArray[Any]]:
@@ -139,9 +144,7 @@ def describe(folder: BankFolder, header: BankHeader, records: Sequence[ShardReco
     return pack_index(records, {name: np.concatenate([_column(shard, name) for shard in shards]) for name in shards[0]}, header, number)
 
 
-def pack_index(
-    records: Sequence[ShardRecord], columns: Mapping[str, npt.NDArray[Any]], header: BankHeader, number: int
-) -> tuple[IndexRecord, bytes]:
+def pack_index(records: Sequence[ShardRecord], columns: Mapping[str, npt.NDArray[Any]], header: BankHeader, number: int) -> tuple[IndexRecord, bytes]:
     """An index file's bytes and the line that the manifest needs for it.
 
     Args:

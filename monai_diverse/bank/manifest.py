@@ -153,7 +153,11 @@ class Manifest:
             BankError: there is no bank, or a newer version of this package wrote it.
             BankCorruptError: the manifest is damaged, or names files outside the folder.
         """
-        content, place = folder.manifest(), f"{folder.location}/{MANIFEST}"
+        return Manifest.parse(folder.manifest(), f"{folder.location}/{MANIFEST}")
+
+    @staticmethod
+    def parse(content: bytes, place: str) -> Manifest:
+        """Checks what a manifest holds; arguments and errors as of `read`, which gives `place` as errors call it."""
         try:
             body = json.loads(content)
         except (ValueError, RecursionError) as error:

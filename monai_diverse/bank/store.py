@@ -97,6 +97,11 @@ class SampleBank:
         return self._view.folder.path
 
     @property
+    def folder(self) -> BankFolder:
+        """Where its files are asked for."""
+        return self._view.folder
+
+    @property
     def location(self) -> str:
         """What `open` finds the bank by: its absolute path, or its URL."""
         return self._view.folder.location

@@ -33,8 +33,8 @@ class BankWriter:
     """The only one who may add to a bank, from `create_or_resume` until `close`.
 
     Each `append` is all or nothing: new shards are written and flushed beside the old ones, and an index file of each run of full shards that has
-    become long enough; then the manifest is replaced in one step, then the shard that became superfluous is removed. A crash, a kill or a full disk in
-    between leaves the manifest of the last complete `append`. What an append of a few samples costs does not depend on how many there are.
+    become long enough; then the manifest is replaced in one step, then the shard that became superfluous is removed. A crash, a kill or a full disk
+    in between leaves the manifest of the last complete `append`. What an append of a few samples costs does not depend on how many there are.
 
     Use it as a context manager.
     """
