@@ -126,8 +126,9 @@ def _require_alike(banks: Sequence[SampleBank]) -> None:
         known = [bank for bank in banks if value_of(bank) is not None]  # not every source names its classes
         for bank in known[1:]:
             if value_of(bank) != value_of(known[0]):
+                first, other = value_of(known[0]), value_of(bank)
                 raise BankMismatchError(
-                    f"{bank.location}: expected the {name} of {known[0].location}, {value_of(known[0])}, got {value_of(bank)}; banks must fit together"
+                    f"{bank.location}: expected the {name} of {known[0].location}, {first}, got {other}; banks must fit together"
                 )
 
 

@@ -30,7 +30,7 @@ VERDICTS = ("accepted", "unscreened", "copy", "not_novel", "irrelevant", "outlie
 SHARD_BYTES = 16 * 2**20
 SHARD_IMAGES = 1024
 INDEX_SHARDS = 256
-"""Full shards that an index file describes: what an append rewrites and a first draw reads without one stays below 100 KiB and 4 MiB (docs/bank.md)."""
+"""Full shards that an index file describes. Of those without one, all lines are rewritten at every append, all labels read at the first draw."""
 LARGEST_IMAGE = 2**36
 """Numbers in one image, at most: 4096 x 4096 x 4096."""
 _FINGERPRINT = re.compile(r"[0-9A-Za-z_-]{1,128}")
