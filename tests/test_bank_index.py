@@ -309,7 +309,11 @@ def forged(path: Path, number: int, change: Any) -> str:
     [
         (lambda t: t | {"seeds": t["seeds"] + 1}, "says otherwise of the samples of shard-000005", 0),
         (lambda t: t | {"scores.copy": t["scores.copy"] * 2}, "says otherwise", 0),
-        (lambda t: t | {"labels": t["labels"][::-1].copy(), "order": np.argsort(t["labels"][::-1], kind="stable").astype(np.uint32)}, "says otherwise", 0),
+        (
+            lambda t: t | {"labels": t["labels"][::-1].copy(), "order": np.argsort(t["labels"][::-1], kind="stable").astype(np.uint32)},
+            "says otherwise",
+            0,
+        ),
         (lambda t: t | {"labels": (t["labels"] + 1) % 3}, "as many of each class", 0),
         (lambda t: t | {"labels": t["labels"] + 3}, r"labels 0\.\.2", 0),
         (lambda t: t | {"order": t["order"][::-1].copy()}, "order is not that of its labels", 0),

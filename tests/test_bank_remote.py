@@ -145,7 +145,9 @@ def test_workers_of_a_loader_read_from_s3(tmp_path, s3):
     dataset = DiverseDiffusionDataset(data, bank, prob=1.0)
     reference = DiverseDiffusionDataset(data, local, prob=1.0)
     ours, theirs = (
-        list(torch.utils.data.DataLoader(each, batch_size=4, num_workers=2, multiprocessing_context="fork", generator=torch.Generator().manual_seed(1)))
+        list(
+            torch.utils.data.DataLoader(each, batch_size=4, num_workers=2, multiprocessing_context="fork", generator=torch.Generator().manual_seed(1))
+        )
         for each in (dataset, reference)
     )
     assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(ours, theirs, strict=True))

@@ -23,7 +23,8 @@ from monai_diverse.errors import BankCorruptError
 
 _SHARDS = 1024
 _INDEXES = 64
-"""How many of each are kept, opened and checked: some KiB each."""
+_LABELS = 1024
+"""How many shards, index files, and counts of a label are kept: some KiB each."""
 
 
 class Contents:
@@ -44,6 +45,7 @@ class Contents:
         # caches that do not refer to this object: files close as soon as nobody needs it
         self._index: Callable[[int], IndexFile] = functools.lru_cache(_INDEXES)(functools.partial(IndexFile, folder, manifest))
         self._opened = functools.lru_cache(_SHARDS)(functools.partial(_shard_at, folder, manifest, self._index))
+        self._before = functools.lru_cache(_LABELS)(functools.partial(_labels_before, manifest))
         self._last = functools.lru_cache(1)(functools.partial(_last_shard, folder, manifest))
 
     def image(self, place: int) -> npt.NDArray[Any]:
@@ -65,19 +67,16 @@ class Contents:
         if place >= self._manifest.sealed:
             return int(self._tail_labels[place - self._manifest.sealed])
         number = bisect_right(self._index_starts, place) - 1
-        return self._index(number).value("labels", place - self._index_starts[number])
+        return self._index(number).label(place - self._index_starts[number])
 
     def nth(self, label: int, number: int) -> int:
         """Sample `number` of those with a label, which are at least so many."""
-        number_in_tail, indexes = number, self._manifest.indexes
-        if indexes:
-            before = self._labels_before[:, label]
-            file = int(np.searchsorted(before, number, side="right")) - 1
-            if file < len(indexes):
-                return self._index_starts[file] + int(self._index(file).of_label(label, number - int(before[file]), 1)[0])
-            number_in_tail = number - int(before[-1])
+        before = self._before(label)
+        if number < before[-1]:
+            file = bisect_right(before, number) - 1
+            return self._index_starts[file] + self._index(file).nth(label, number - before[file])
         order, starts = self._tail_order
-        return self._manifest.sealed + int(order[starts[label] + number_in_tail])
+        return self._manifest.sealed + int(order[starts[label] + number - before[-1]])
 
     def of_label(self, label: int) -> IntArray:
         """All samples of a label, ascending."""
@@ -133,12 +132,6 @@ class Contents:
         return (self._tail_shard(number) for number in range(len(self._manifest.shards)))
 
     @cached_property
-    def _labels_before(self) -> IntArray:
-        """(index files + 1, classes): samples of each class before each index file, and before the tail."""
-        counts = np.array([index.class_counts for index in self._manifest.indexes], np.int64)
-        return np.concatenate([np.zeros((1, self._manifest.header.classes), np.int64), np.cumsum(counts, axis=0)])
-
-    @cached_property
     def _tail_labels(self) -> IntArray:
         labels = [shard.array("labels")[: record.count] for shard, record in zip(self._tail(), self._manifest.shards, strict=True)]
         return np.concatenate([np.empty(0, np.int64), *labels])
@@ -147,7 +140,9 @@ class Contents:
     def _tail_order(self) -> tuple[IntArray, tuple[int, ...]]:
         """Rows of the tail by label, and where each label's begin."""
         counts = np.bincount(self._tail_labels, minlength=self._manifest.header.classes)
-        told = np.array(self._manifest.class_counts, np.int64) - (self._labels_before[-1] if self._manifest.indexes else 0)
+        told = np.array(self._manifest.class_counts, np.int64)
+        for index in self._manifest.indexes:
+            told -= index.class_counts
         if not np.array_equal(counts, told):
             raise BankCorruptError(f"{MANIFEST}: counts {told.tolist()} samples by class, the shards hold {counts.tolist()}; {REMEDY}")
         order = np.argsort(self._tail_labels, kind="stable").astype(np.int64, copy=False)
@@ -173,6 +168,11 @@ def _holds(folder: BankFolder, manifest: Manifest, record: ShardRecord, earlier:
         return content_hash(Shard(folder, record, manifest.header).samples()[: earlier.count], manifest.header) == earlier.content
     except BankCorruptError:
         return False
+
+
+def _labels_before(manifest: Manifest, label: int) -> tuple[int, ...]:
+    """Samples of a label before each index file, and before the tail."""
+    return tuple(accumulate((index.class_counts[label] for index in manifest.indexes), initial=0))
 
 
 def _shard_at(folder: BankFolder, manifest: Manifest, index: Callable[[int], IndexFile], number: int, place: int) -> Shard:

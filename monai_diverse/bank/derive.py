@@ -127,9 +127,7 @@ def _require_alike(banks: Sequence[SampleBank]) -> None:
         for bank in known[1:]:
             if value_of(bank) != value_of(known[0]):
                 first, other = value_of(known[0]), value_of(bank)
-                raise BankMismatchError(
-                    f"{bank.location}: expected the {name} of {known[0].location}, {first}, got {other}; banks must fit together"
-                )
+                raise BankMismatchError(f"{bank.location}: expected the {name} of {known[0].location}, {first}, got {other}; banks must fit together")
 
 
 def _origins_of(banks: Sequence[SampleBank]) -> tuple[tuple[Origin, ...], list[IntArray]]:

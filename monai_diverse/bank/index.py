@@ -89,16 +89,24 @@ class IndexFile:
         self._file.check_values(name, array, self._header)
         return array
 
-    def value(self, name: str, row: int) -> int:
-        """A whole number of one row."""
-        array = self._file.rows(name, row, 1)
-        self._file.check_values(name, array, self._header)
-        return int(array[0])
+    def label(self, row: int) -> int:
+        """The label of a row."""
+        label = self._file.number("labels", row)
+        if label >= self._header.classes:
+            raise self._file.corrupt(f"expected labels 0..{self._header.classes - 1}, got {label}")
+        return label
 
-    def of_label(self, label: int, first: int = 0, count: int | None = None) -> IntArray:
-        """Rows of a label, from the `first` on, in ascending order."""
-        start = self._class_starts[label] + first
-        rows = self._file.rows(ORDER, start, self._class_starts[label + 1] - start if count is None else count).astype(np.int64)
+    def nth(self, label: int, number: int) -> int:
+        """`of_label(label)[number]`."""
+        row = self._file.number(ORDER, self._class_starts[label] + number)
+        if row >= self._record.count:
+            raise self._file.corrupt(f"expected rows below {len(self)} in its order, got {row}")
+        return row
+
+    def of_label(self, label: int) -> IntArray:
+        """Rows of a label, ascending."""
+        start, end = self._class_starts[label : label + 2]
+        rows = self._file.rows(ORDER, start, end - start).astype(np.int64)
         if len(rows) and rows.max() >= len(self):
             raise self._file.corrupt(f"expected rows below {len(self)} in its order, got {rows.max()}")
         return rows

@@ -54,6 +54,7 @@ class TensorFile:
                 parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # no mapping
                 self.found = {name: (_DTYPES.get(part.get_dtype(), part.get_dtype()), tuple(part.get_shape())) for name, part in parts.items()}
             self._starts = _starts_of(self._path)
+            self._columns = {name: (self._starts[name], np.dtype(kind).itemsize) for name, (kind, shape) in self.found.items() if len(shape) == 1}
             self._kept = _Descriptor(self._file) if pinned else None
         except (SafetensorError, OSError) as error:
             raise self.corrupt(f"expected a safetensors file, but it cannot be read ({error})") from error
@@ -78,6 +79,19 @@ class TensorFile:
             raise self.corrupt(f"it cannot be read ({error.strerror or error})") from error
         if not complete:
             raise self.corrupt("truncated since it was opened")
+
+    def number(self, name: str, row: int) -> int:
+        """One whole number from 0 of a column; as `rows`, in less time, since each draw asks for one."""
+        start, width = self._columns[name]
+        if not hasattr(os, "pread"):  # Windows
+            return int(self.rows(name, row, 1)[0])
+        try:
+            content = os.pread((self._kept or _opened(self._file)).number, width, start + row * width)
+        except OSError as error:
+            raise self.corrupt(f"it cannot be read ({error.strerror or error})") from error
+        if len(content) < width:
+            raise self.corrupt("truncated since it was opened")
+        return int.from_bytes(content, "little")
 
     def check(self, expected: Mapping[str, tuple[str, tuple[int, ...]]], words: str) -> None:
         """Compares the tensors' types and shapes with those that there should be; `words` says which these are.
