@@ -289,7 +289,7 @@ def test_pickles_are_urls(tmp_path, memory, monkeypatch):
     assert "secret" not in repr(SampleBank.open(memory, storage_options={"token": "secret"}).folder)
 
 
-def test_urls_are_read_only(tmp_path, memory):
+def test_urls_are_read_only(tmp_path, memory, capsys):
     local = grown(tmp_path / "bank", samples(COUNT))
     bank = copy_bank(local, memory)
     refusals = [
@@ -304,6 +304,8 @@ def test_urls_are_read_only(tmp_path, memory):
         with pytest.raises(BankError, match=r"expected a local folder to write .* copy_bank") as caught:
             refused()
         assert "\n" not in str(caught.value)
+    assert main(["grow", "recipe.yaml", "--out", "s3://bucket/bank"]) == 2
+    assert "s3://bucket/bank: expected a local folder" in capsys.readouterr().err  # not that there is no recipe
     assert not Path("s3:").exists()
 
 
