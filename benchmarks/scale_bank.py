@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 
 from monai_diverse.bank import BankHeader, BankWriter, SampleBank, draw
-from monai_diverse.bank.format import INDEX_SHARDS, MANIFEST
+from monai_diverse.bank.format import MANIFEST
 from monai_diverse.report.provenance import describe_environment
 from monai_diverse.storage import write_json
 
@@ -29,7 +29,7 @@ SIZES, QUICK_SIZES = (10_000, 100_000, 1_000_000, 10_000_000), (10_000, 100_000)
 CLASSES, SIDE, PART, DRAWS, RUNS, APPENDS = 10, 4, 262_144, 500, 60, 20
 MIB = 2**20
 OPEN_SECONDS, OPEN_MIB, EXPONENT = 0.1, 50.0, 0.1
-"""A draw from ten times as many samples may take 1.26 times as long: processors cache less of a larger file."""
+"""A draw from a thousand times as many samples may take twice as long: from memory in small banks, from a file's order in large ones."""
 HEADER = BankHeader(recipe={}, recipe_fingerprint="scale", source={"fingerprint": "tiny"}, features={}, shape=(1, SIDE, SIDE), classes=CLASSES)
 
 
@@ -123,22 +123,15 @@ def measure(sizes: tuple[int, ...]) -> dict[str, Any]:
 
 
 def exponents(found: dict[str, Any]) -> dict[str, float]:
-    """Of each figure against the size of the bank; 0 of a single size."""
-    if len(found) < 2:
-        return dict.fromkeys(next(iter(found.values()), {}), 0.0)
+    """Of each figure against the size of the bank."""
     sizes = np.log([int(size) for size in found])
     names = next(iter(found.values()))
     return {name: float(np.polyfit(sizes, np.log([max(figures[name], 1e-9) for figures in found.values()]), 1)[0]) for name in names}
 
 
-def sealed(found: dict[str, Any]) -> dict[str, Any]:
-    """The banks with index files; smaller ones draw from memory, in half the time."""
-    return {size: figures for size, figures in found.items() if int(size) >= INDEX_SHARDS * HEADER.capacity}
-
-
 def bars_of(found: dict[str, Any]) -> dict[str, Any]:
-    """What was asked of the largest bank; and of draws, that their time has stopped growing where banks have index files."""
-    largest, fitted = found[max(found, key=int)], exponents(sealed(found) or found)
+    """What was asked of the largest bank, and of draws."""
+    largest, fitted = found[max(found, key=int)], exponents(found)
     bars = {
         "open_seconds": (largest["open_seconds"], OPEN_SECONDS),
         "open_mib": (largest["open_mib"], OPEN_MIB),
@@ -158,7 +151,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     found = measure(QUICK_SIZES if chosen.quick else SIZES)
     bars = bars_of(found)
-    results = {"by_size": found, "exponents": exponents(found), "exponents_with_index_files": exponents(sealed(found) or found)}
+    results = {"by_size": found, "exponents": exponents(found)}
     outcome = {"bars": bars, "results": results, "environment": describe_environment()}
     if not chosen.quick:
         write_json(RESULTS / "scale_bank.json", outcome)

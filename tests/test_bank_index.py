@@ -107,7 +107,9 @@ def test_a_bank_says_the_same_with_and_without_index_files(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("policy", ["match", "own", "balance"])
-def test_draws_are_those_of_a_list_of_candidates(tmp_path, policy):
+@pytest.mark.parametrize("held", [0, 9])
+def test_draws_are_those_of_a_list_of_candidates(tmp_path, policy, held, monkeypatch):
+    monkeypatch.setattr("monai_diverse.bank.index._HELD", held)  # orders are read once, or a number at a time
     all_ = samples(COUNT)
     bank, counts = grown(tmp_path, all_), [5, 0, 40]
     ours, theirs = np.random.RandomState(3), np.random.RandomState(3)
@@ -336,7 +338,9 @@ def test_verify_compares_index_files_with_their_shards(tmp_path, change, message
     assert len(SampleBank.open(tmp_path, skip_damaged=True)) == COUNT - lost
 
 
-def test_draws_from_an_index_file_that_lies_stay_inside_the_bank(tmp_path):
+@pytest.mark.parametrize("held", [0, 9])
+def test_draws_from_an_index_file_that_lies_stay_inside_the_bank(tmp_path, held, monkeypatch):
+    monkeypatch.setattr("monai_diverse.bank.index._HELD", held)
     grown(tmp_path, samples(COUNT))
     forged(tmp_path, 0, lambda t: t | {"order": np.full_like(t["order"], 2**32 - 1)})
     bank = SampleBank.open(tmp_path)
