@@ -48,7 +48,8 @@ class IndexFile:
         self._first = sum(index.shards for index in manifest.indexes[:number])
         self._is_held = len(manifest.indexes) <= _HELD
         self._class_starts = tuple(accumulate(self._record.class_counts, initial=0))
-        self._file = TensorFile(folder, self._record, place_of(manifest.header, number, "index"))
+        # kept open where each draw reads from it
+        self._file = TensorFile(folder, self._record, place_of(manifest.header, number, "index"), pinned=not self._is_held)
         self._check_tensors()
 
     def __len__(self) -> int:

@@ -22,6 +22,8 @@ from monai_diverse.storage import sha256_of
 
 _DTYPES = {"U8": "uint8", "F16": "float16", "F32": "float32", "I64": "int64", "I32": "int32", "U32": "uint32"}
 _OPEN_FILES = 64
+_HAS_PREAD = hasattr(os, "preadv")
+"""Not on Windows, where an open file cannot be replaced anyway."""
 _LONGEST_HEADER = 100_000_000
 _KINDS = {"number": "shard", "index": "index file"}
 
@@ -36,7 +38,7 @@ class TensorFile:
         folder: the bank's.
         record: the line on it.
         place: what it must say of where it belongs, see `samples.place_of`.
-        pinned: keep the file open, so that it can still be read when a writer has replaced it; only the last shard of a bank ever is.
+        pinned: keep the file open, so that it can still be read when a writer has replaced it (only the last shard of a bank ever is), or in less time.
 
     Raises:
         BankCorruptError: the file is missing, of another size, no safetensors file, reached through a link that leads out of the bank, or belongs
@@ -80,9 +82,9 @@ class TensorFile:
 
     def number(self, name: str, row: int) -> int:
         """One whole number from 0 of a column; as `rows`, in less time, since each draw asks for one."""
-        start, width = self._columns[name]
-        if not hasattr(os, "pread"):  # Windows
+        if not _HAS_PREAD:
             return int(self.rows(name, row, 1)[0])
+        start, width = self._columns[name]
         try:
             content = os.pread((self._kept or _opened(self._file)).number, width, start + row * width)
         except OSError as error:
@@ -221,7 +223,7 @@ _opened = functools.lru_cache(maxsize=_OPEN_FILES)(_Descriptor)
 
 def _read_at(file: _File, kept: _Descriptor | None, target: memoryview, offset: int) -> bool:
     """Fills `target` from a file; False where the file ends too early. Safe in threads and after a fork, since no position is shared."""
-    if not hasattr(os, "preadv"):  # Windows, where an open file cannot be replaced anyway
+    if not _HAS_PREAD:
         with open(file.path, "rb") as stream:
             stream.seek(offset)
             return stream.readinto(target) == len(target)
