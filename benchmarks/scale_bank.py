@@ -29,7 +29,7 @@ SIZES, QUICK_SIZES = (10_000, 100_000, 1_000_000, 10_000_000), (10_000, 100_000)
 CLASSES, SIDE, PART, DRAWS, RUNS, APPENDS = 10, 4, 262_144, 500, 60, 20
 MIB = 2**20
 OPEN_SECONDS, OPEN_MIB, RATIO = 0.1, 50.0, 3.0
-"""A draw from the largest bank against one from the smallest: from memory in small banks, by one read of a file in large ones, whatever their size."""
+"""Of a draw from the largest bank to one from the smallest: large ones read a number from a file, small ones have it in memory."""
 HEADER = BankHeader(recipe={}, recipe_fingerprint="scale", source={"fingerprint": "tiny"}, features={}, shape=(1, SIDE, SIDE), classes=CLASSES)
 
 

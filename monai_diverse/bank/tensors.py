@@ -38,7 +38,7 @@ class TensorFile:
         folder: the bank's.
         record: the line on it.
         place: what it must say of where it belongs, see `samples.place_of`.
-        pinned: keep the file open, so that it can still be read when a writer has replaced it (only the last shard of a bank ever is), or in less time.
+        pinned: keep the file open: the last shard, so that it can still be read when a writer has replaced it, and what is read all the time.
 
     Raises:
         BankCorruptError: the file is missing, of another size, no safetensors file, reached through a link that leads out of the bank, or belongs
