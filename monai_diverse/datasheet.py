@@ -5,20 +5,19 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from monai_diverse.bank import Origin, SampleBank
-from monai_diverse.bank.format import NONSENSE
+from monai_diverse.bank.folder import local_path
+from monai_diverse.bank.format import AUDIT as AUDIT  # this module is where others look for it
+from monai_diverse.bank.format import DATASHEET, NONSENSE
 from monai_diverse.errors import DataError
 from monai_diverse.screening import Yield
 from monai_diverse.storage import read_json, write_atomic
 from monai_diverse.version import __version__
 
-FILE = "datasheet.md"
-AUDIT = "audit.json"
 NO_AUDIT = "Not run: whether the generator leans towards its training patients is not known."
 NO_PATIENTS = "Patients were not given: near-duplicate images stand in for them. If patients have several images, p and intervals are too small."
 _UNREADABLE = f"Run: see `{AUDIT}`, whose figures cannot be read here."
@@ -48,9 +47,10 @@ def write_datasheet(bank: SampleBank) -> Path:
     """Writes `datasheet.md` into the bank's folder, atomically.
 
     Raises:
+        BankError: a bank behind a URL.
         StorageError: the disk refuses; the bank is intact.
     """
-    path = bank.path / FILE
+    path = local_path(bank.location, "a datasheet") / DATASHEET
     write_atomic(path, datasheet(bank).encode())
     return path
 
@@ -59,9 +59,9 @@ def datasheet(bank: SampleBank) -> str:
     """The page, in Markdown; it holds what the bank itself says, and so no more than whoever wrote the bank knew."""
     header = bank.header
     counts = [f"| {label} | {_cell(header.class_name(label))} | {count} |" for label, count in enumerate(bank.class_counts)]
-    verdicts = ", ".join(f"{count} {word}" for word, count in sorted(Counter(bank.verdicts.tolist()).items())) or "none"
+    verdicts = ", ".join(f"{count} {word}" for word, count in bank.verdict_counts.items()) or "none"
     parts = [
-        f"# Datasheet of the bank {_cell(bank.path.name)}",
+        f"# Datasheet of the bank {_cell(PurePosixPath(bank.location).name)}",
         f"Written by monai_diverse {__version__} for {len(bank)} samples with fingerprint `{bank.fingerprint}`; a bank that grew since has another.",
         "## What it holds",
         f"{len(bank)} synthetic images of shape {header.shape} (channels, *spatial), stored as {header.dtype}. Verdicts of the screen: {verdicts}.",
@@ -84,9 +84,10 @@ def audit_of(bank: SampleBank) -> dict[str, Any] | None:
     Returns:
         None if there is none. Only {"kind": None} if it makes no sense.
     """
-    if not (bank.path / AUDIT).is_file():
+    file = bank.beside(AUDIT)
+    if file is None:
         return None
-    whole = read_audit(bank)
+    whole = read_audit(bank, file)
     return {"kind": None} if whole is None else audit_digest(whole)
 
 
@@ -100,7 +101,9 @@ def read_audit(bank: SampleBank, file: Path | None = None) -> dict[str, Any] | N
     Returns:
         None if there is none, or one that makes no sense.
     """
-    file = bank.path / AUDIT if file is None else file
+    file = bank.beside(AUDIT) if file is None else file
+    if file is None:
+        return None
     try:
         if file.stat().st_size > _LARGEST_AUDIT:
             return None

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,12 @@ UMASK = _read_umask()
 """Read once, because reading it means setting it for the whole process."""
 
 
-def write_atomic(path: Path, content: bytes) -> None:
+def write_atomic(path: Path, content: bytes | Iterable[bytes]) -> None:
     """Writes beside `path`, flushes to disk, then renames: a reader sees the old file or the new one, never a part.
 
     Args:
         path: the file to write; its folder must exist.
-        content: the whole content.
+        content: the whole content, or its parts; what their iterator raises ends the writing, and nothing is left of it.
 
     Raises:
         StorageError: the disk is full, read-only or gone; the old file, if any, is untouched, unless only flushing the folder failed at the end.
@@ -40,7 +40,8 @@ def write_atomic(path: Path, content: bytes) -> None:
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
         with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
+            for part in (content,) if isinstance(content, bytes) else content:
+                stream.write(part)
             stream.flush()
             os.fsync(stream.fileno())
         # mkstemp makes files private to the user; a bank on shared storage must stay readable to its group

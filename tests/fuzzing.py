@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import atheris
+import numpy as np
 
 with atheris.instrument_imports(include=["monai_diverse.bank", "monai_diverse.datasheet"]):
-    from monai_diverse.bank import SampleBank, export, merge
+    from monai_diverse.bank import BankWriter, SampleBank, draw, export, merge
+    from monai_diverse.bank import format as bank_format
     from monai_diverse.bank.format import MANIFEST
     from monai_diverse.datasheet import datasheet
 
@@ -26,7 +28,7 @@ from monai_diverse.errors import BankError, InputError
 from monai_diverse.storage import fingerprint_of
 
 ALLOWED = (sys.prefix, sys.base_prefix)  # modules that are imported late
-SEED = Path(__file__).parent / "data" / "bank_v1"
+OLD = Path(__file__).parent / "data" / "bank_v1"
 TRACES = (
     "os.system",
     "subprocess.Popen",
@@ -48,7 +50,9 @@ def use(folder: Path) -> None:
         try:
             bank = SampleBank.open(folder, skip_damaged=skip)
             len(bank), bank.fingerprint, bank.class_counts, bank.progress, bank.origins, bank.header.class_name(0)
-            bank.labels, bank.ids, bank.verdicts, bank.nearest, bank.scores, bank.images[:], bank.indices_of(0)
+            bank.labels, bank.ids, bank.verdicts, bank.nearest, bank.scores, bank.images[:], bank.indices_of(0), bank.verdict_counts
+            for index in range(min(len(bank), 3)):
+                bank.images[-1 - index], bank.label_of(index), draw(bank, index, "match", np.random.RandomState(index))
             datasheet(bank).encode()
             for form in ("png", "npz"):
                 with contextlib.suppress(InputError):  # a shape that this format does not hold
@@ -78,11 +82,21 @@ def watched(root: Path, found: list[str]) -> Callable[[str, Any], None]:
     return hook
 
 
-def body_of(data: atheris.FuzzedDataProvider) -> bytes:
+def seeds(folder: Path) -> list[Path]:
+    """A bank of the first format version, and one of the present with an index file of two shards."""
+    bank_format.SHARD_IMAGES = bank_format.INDEX_SHARDS = 2
+    rng, header = np.random.default_rng(0), SampleBank.open(OLD).header
+    with BankWriter.create_or_resume(folder, header, resume=False) as writer:
+        labels, scores = rng.integers(0, header.classes, 5), {"copy": np.zeros(5)}
+        writer.append(rng.random((5, *header.shape), np.float32), labels, np.arange(5), scores, {"drawn": 9})
+    return [OLD, folder]
+
+
+def body_of(data: atheris.FuzzedDataProvider, seed: Path) -> bytes:
     """A manifest: raw bytes, or the real one with some values replaced and its hash made to fit."""
     if data.ConsumeBool():
         return bytes(data.ConsumeBytes(4096))
-    body = json.loads((SEED / MANIFEST).read_text())
+    body = json.loads((seed / MANIFEST).read_text())
     for _ in range(data.ConsumeIntInRange(1, 4)):
         place: Any = body
         while isinstance(place, dict | list) and place:
@@ -103,9 +117,9 @@ def body_of(data: atheris.FuzzedDataProvider) -> bytes:
 
 
 def main() -> None:
-    """Fuzzes a manifest before two real shards, of which one is damaged at times."""
+    """Fuzzes a manifest before real shards and an index file, of which one is damaged at times."""
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name) / "bank"
+        folder, banks = Path(name) / "bank", seeds(Path(name) / "present")
         found: list[str] = []
         started = False
         hook = watched(Path(name), found)
@@ -115,13 +129,14 @@ def main() -> None:
             nonlocal started
             data = atheris.FuzzedDataProvider(raw)
             shutil.rmtree(folder, ignore_errors=True)
-            shutil.copytree(SEED, folder)
+            seed = data.PickValueInList(banks)
+            shutil.copytree(seed, folder)
             if data.ConsumeBool():
-                shard = sorted(folder.glob("shard-*"))[0]
-                content = bytearray(shard.read_bytes())
+                file = data.PickValueInList(sorted(folder.glob("*.safetensors")))
+                content = bytearray(file.read_bytes())
                 content[data.ConsumeIntInRange(0, len(content) - 1)] ^= data.ConsumeIntInRange(1, 255)
-                shard.write_bytes(content)
-            (folder / MANIFEST).write_bytes(body_of(data))
+                file.write_bytes(content)
+            (folder / MANIFEST).write_bytes(body_of(data, seed) if data.ConsumeIntInRange(0, 15) else (seed / MANIFEST).read_bytes())
             started = True
             use(folder)
             started = False

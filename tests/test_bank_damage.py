@@ -477,7 +477,7 @@ def test_reload_beside_a_reading_thread(tmp_path, small_shards, monkeypatch):
         real(self, *args, **settings)
 
     seen: list[int] = []
-    reader = threading.Thread(target=lambda: seen.extend((len(bank.images), len(bank.labels))))
+    reader = threading.Thread(target=lambda: seen.extend((len(bank.images[:]), len(bank.labels))))
     monkeypatch.setattr(Shard, "__init__", slow)
     reader.start()
     assert opening.wait(30)

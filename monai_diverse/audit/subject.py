@@ -43,7 +43,7 @@ class Subject:
             found, classes, names = source.mirrored, source.classes, source.class_names
         elif isinstance(source, SampleBank):
             if not len(source):
-                raise DataError(f"{source.path}: expected a bank with samples, got an empty one")
+                raise DataError(f"{source.location}: expected a bank with samples, got an empty one")
             header = source.header
             about = {"name": header.source.get("name", "bank"), "fingerprint": source.fingerprint, "licence": header.source.get("licence", "unknown")}
             found = any((origin.recipe.get("generator_train") or {}).get("mirrored", False) for origin in source.origins)

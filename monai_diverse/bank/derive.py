@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from monai_diverse.bank.folder import local_path
 from monai_diverse.bank.format import BankHeader, Origin, drawn_of
 from monai_diverse.bank.store import SampleBank
 from monai_diverse.bank.writer import BankWriter
@@ -67,7 +68,7 @@ def split_by_class(bank: SampleBank, out: Path | str) -> list[SampleBank]:
     made = []
     for label in (label for label, count in enumerate(bank.class_counts) if count):
         header = _derived(bank.header, {"split": bank.fingerprint, "label": label}, origins)
-        made.append(_written(Path(out) / class_folder(bank.header, label), header, [(bank, bank.indices_of(label), numbers)]))
+        made.append(_written(local_path(out) / class_folder(bank.header, label), header, [(bank, bank.indices_of(label), numbers)]))
     return made
 
 
@@ -107,7 +108,7 @@ def fresh_bank(out: Path | str, header: BankHeader) -> Iterator[BankWriter]:
         BankError: `out` holds something.
         StorageError: the disk refuses.
     """
-    folder = Path(out).absolute()
+    folder = local_path(out)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise BankError(f"{folder}: expected a new or empty folder, got one that holds something; choose another")
     with new_folder(folder) as temporary, BankWriter.create_or_resume(temporary, header, resume=False) as writer:
@@ -125,9 +126,8 @@ def _require_alike(banks: Sequence[SampleBank]) -> None:
         known = [bank for bank in banks if value_of(bank) is not None]  # not every source names its classes
         for bank in known[1:]:
             if value_of(bank) != value_of(known[0]):
-                raise BankMismatchError(
-                    f"{bank.path}: expected the {name} of {known[0].path}, {value_of(known[0])}, got {value_of(bank)}; banks must fit together"
-                )
+                first, other = value_of(known[0]), value_of(bank)
+                raise BankMismatchError(f"{bank.location}: expected the {name} of {known[0].location}, {first}, got {other}; banks must fit together")
 
 
 def _origins_of(banks: Sequence[SampleBank]) -> tuple[tuple[Origin, ...], list[IntArray]]:

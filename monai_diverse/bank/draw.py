@@ -62,7 +62,7 @@ def eligible(bank: SampleBank, label: int, policy: LabelPolicy, *, counts: Count
 def draw(bank: SampleBank, label: int, policy: LabelPolicy, rng: np.random.RandomState, *, counts: Counts | None = None) -> int | None:
     """Draws a sample to replace an item of class `label`, uniformly among those of the class that the policy chose.
 
-    Takes constant time in the size of the bank.
+    Takes constant time and memory in the size of the bank.
 
     Args:
         bank: the samples.
@@ -84,8 +84,8 @@ def draw(bank: SampleBank, label: int, policy: LabelPolicy, rng: np.random.Rando
         if not weights.any():
             return None
         label = int(np.searchsorted(np.cumsum(weights), rng.random_sample() * weights.sum(), side="right").clip(max=np.flatnonzero(weights)[-1]))
-    candidates = bank.indices_of(label)
-    return int(candidates[_one_of(len(candidates), rng)]) if len(candidates) else None
+    count = bank.count_of(label)
+    return bank.nth_of(label, _one_of(count, rng)) if count else None
 
 
 def _one_of(count: int, rng: np.random.RandomState) -> int:

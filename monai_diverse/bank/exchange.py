@@ -13,6 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from monai_diverse.bank.derive import class_folder, fresh_bank
+from monai_diverse.bank.folder import local_path
 from monai_diverse.bank.format import BankHeader
 from monai_diverse.bank.store import SampleBank
 from monai_diverse.data import LabelledImages, available_splits, class_names, load_images, load_pictures
@@ -47,7 +48,7 @@ def export(bank: SampleBank, out: Path | str, file_format: ExportFormat) -> Path
     writers: dict[str, Callable[[SampleBank, Path], list[str]]] = {"png": _png, "npz": _npz, "nifti": _nifti}
     if file_format not in writers:
         raise RecipeError(f"format: expected one of {', '.join(get_args(ExportFormat))}, got {file_format!r}")
-    folder = Path(out).absolute()
+    folder = local_path(out, "files")
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise BankError(f"{folder}: expected a new or empty folder, got one that holds something; choose another")
     with new_folder(folder) as temporary:

@@ -15,10 +15,13 @@ from monai_diverse.data.labelled import MAX_CLASSES
 from monai_diverse.errors import RecipeError
 
 FORMAT = "monai-diverse-bank"
-VERSION = 2
+VERSION = 3
 MANIFEST = "manifest.json"
 LOCK = ".lock"
-SHARD_NAME = re.compile(r"shard-(\d{6})-([0-9a-f]{12})\.safetensors")
+DATASHEET = "datasheet.md"
+AUDIT = "audit.json"
+SHARD_NAME = re.compile(r"shard-(\d{6,9})-([0-9a-f]{12})\.safetensors")
+INDEX_NAME = re.compile(r"index-(\d{6})-([0-9a-f]{12})\.safetensors")
 SCORE_PREFIX = "scores."
 DTYPES = ("uint8", "float16", "float32")
 VERDICTS = ("accepted", "unscreened", "copy", "not_novel", "irrelevant", "outlier", "duplicate")
@@ -26,6 +29,8 @@ VERDICTS = ("accepted", "unscreened", "copy", "not_novel", "irrelevant", "outlie
 
 SHARD_BYTES = 16 * 2**20
 SHARD_IMAGES = 1024
+INDEX_SHARDS = 256
+"""Full shards that an index file describes. Of those without one, all lines are rewritten at every append, all labels read at the first draw."""
 LARGEST_IMAGE = 2**36
 """Numbers in one image, at most: 4096 x 4096 x 4096."""
 _FINGERPRINT = re.compile(r"[0-9A-Za-z_-]{1,128}")

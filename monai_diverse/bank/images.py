@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
 
+from monai_diverse.bank.contents import Contents
 from monai_diverse.bank.samples import dequantise
-from monai_diverse.bank.shard import Shard
 from monai_diverse.data import FloatArray
 
 Index = slice | npt.NDArray[np.integer[Any]] | npt.NDArray[np.bool_] | list[int]
@@ -25,8 +24,7 @@ class LazyImages:
     Always float32 in [0, 1], always fresh memory. `stored` gives one image as it lies on disk.
     """
 
-    _shards: tuple[Shard, ...]
-    _starts: tuple[int, ...]
+    _contents: Contents
     _count: int
     _image_shape: tuple[int, ...]
 
@@ -55,10 +53,11 @@ class LazyImages:
             return dequantise(self.stored(index))
         if not (isinstance(index, slice) or (isinstance(index, list | np.ndarray) and np.ndim(index) == 1)):
             raise IndexError(f"expected one index, a slice, a list or a mask, got {index!r}")
-        places = np.arange(self._count)[index if isinstance(index, slice) else np.asarray(index, dtype=None if len(index) else np.int64)]
+        places = self._places(index)
+        self._contents.open_all(places)
         result = np.empty((len(places), *self._image_shape), np.float32)
-        for i, place in enumerate(places.tolist()):
-            result[i] = dequantise(self.stored(place))
+        for i, place in enumerate(places):
+            result[i] = dequantise(self._contents.image(place))
         return result
 
     def stored(self, index: int | np.integer[Any]) -> npt.NDArray[Any]:
@@ -70,8 +69,22 @@ class LazyImages:
         place = int(index) + (self._count if index < 0 else 0)
         if not 0 <= place < self._count:
             raise IndexError(f"expected an index below {self._count}, got {index}")
-        shard = bisect_right(self._starts, place) - 1
-        return self._shards[shard].image(place - self._starts[shard])
+        return self._contents.image(place)
+
+    def _places(self, index: Index) -> Sequence[int]:
+        """What an index names, in constant memory for a slice; raises IndexError as an array does."""
+        if isinstance(index, slice):
+            return range(*index.indices(self._count))
+        chosen = np.asarray(index, dtype=None if len(index) else np.int64)
+        if chosen.dtype == np.bool_:
+            if len(chosen) != self._count:
+                raise IndexError(f"expected a mask of {self._count}, got {len(chosen)}")
+            return [int(place) for place in np.flatnonzero(chosen)]
+        if chosen.dtype.kind not in "iu":
+            raise IndexError(f"expected whole numbers or a mask as indices, got dtype {chosen.dtype}")
+        if len(chosen) and not -self._count <= int(chosen.min()) <= int(chosen.max()) < self._count:
+            raise IndexError(f"expected indices below {self._count}, got {int(chosen.min())}..{int(chosen.max())}")
+        return [int(place) + (self._count if place < 0 else 0) for place in chosen]
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
         if copy is False:

@@ -97,9 +97,9 @@ def content_hash(samples: Samples, header: BankHeader) -> str:
     return digest.hexdigest()
 
 
-def place_of(header: BankHeader, number: int) -> dict[str, Any]:
-    """What a shard says of where it belongs: the bank's recipe and source, and its number in the bank."""
-    return {"recipe": header.recipe_fingerprint, "source": header.source["fingerprint"], "number": number}
+def place_of(header: BankHeader, number: int, kind: str = "number") -> dict[str, Any]:
+    """What a file says of where it belongs: the bank's recipe and source, and, as "number" of a shard or "index" of an index file, which it is."""
+    return {"recipe": header.recipe_fingerprint, "source": header.source["fingerprint"], kind: number}
 
 
 def pack(samples: Samples, header: BankHeader, number: int) -> tuple[ShardRecord, bytes]:

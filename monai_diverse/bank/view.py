@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from monai_diverse.bank.contents import Contents
+from monai_diverse.bank.folder import BankFolder
 from monai_diverse.bank.format import SCORE_PREFIX, VERDICTS, BankHeader, Origin
 from monai_diverse.bank.images import LazyImages
-from monai_diverse.bank.manifest import Manifest, ShardRecord
-from monai_diverse.bank.samples import COLUMNS, content_hash
-from monai_diverse.bank.shard import Shard
+from monai_diverse.bank.manifest import Manifest
 from monai_diverse.data import FloatArray, IntArray
-from monai_diverse.errors import BankCorruptError
+from monai_diverse.storage import fingerprint_of
 
 
 class BankView:
     """What `SampleBank` shows; it never changes, so that threads may read while the bank takes up what was added.
 
     Args:
-        path: the bank's folder.
+        folder: the bank's.
         manifest: what it said.
         damages: what was left out of a damaged bank, a line each; None for a bank that was opened as a sound one.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, damages: tuple[str, ...] | None) -> None:
-        self.path = path
+    def __init__(self, folder: BankFolder, manifest: Manifest, damages: tuple[str, ...] | None) -> None:
+        self.folder = folder
         self.manifest = manifest
         self.damages = damages
 
@@ -41,6 +39,13 @@ class BankView:
     def header(self) -> BankHeader:
         """What all samples have in common."""
         return self.manifest.header
+
+    def place(self, index: int) -> int:
+        """The place that an index means, which may count from the end; raises IndexError if there is none."""
+        place = int(index) + (len(self) if index < 0 else 0)
+        if not 0 <= place < len(self):
+            raise IndexError(f"expected an index below {len(self)}, got {index}")
+        return place
 
     @property
     def progress(self) -> dict[str, Any]:
@@ -90,62 +95,32 @@ class BankView:
     @cached_property
     def scores(self) -> Mapping[str, FloatArray]:
         """float32 (n,) each."""
-        names = self.shards[0].score_names if self.shards else []
-        return {name: self.column(SCORE_PREFIX + name) for name in names}
+        return {name: self.column(SCORE_PREFIX + name) for name in self.contents.score_names()}
+
+    @cached_property
+    def contents(self) -> Contents:
+        """Its files."""
+        return Contents(self.folder, self.manifest)
 
     @cached_property
     def images(self) -> LazyImages:
         """(n, c, *spatial)."""
-        starts = itertools.accumulate((len(shard) for shard in self.shards), initial=0)
-        return LazyImages(self.shards, tuple(starts)[:-1], len(self), self.header.shape)
+        return LazyImages(self.contents, len(self), self.header.shape)
 
-    @cached_property
-    def by_label(self) -> tuple[IntArray, ...]:
-        """Sorted indices, for each class."""
-        order = read_only(np.argsort(self.labels, kind="stable").astype(np.int64))
-        return tuple(np.split(order, np.searchsorted(self.labels[order], np.arange(1, self.header.classes))))
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over recipe, source and the shards' contents; the same however often the work was interrupted."""
+        contents = [record.content for record in self.contents.records()]
+        return fingerprint_of([self.header.recipe_fingerprint, self.header.source["fingerprint"], contents])
 
-    @cached_property
-    def shards(self) -> tuple[Shard, ...]:
-        """All shards, opened."""
-        manifest = self.manifest
-        while True:
-            try:
-                return _opened(self.path, manifest)
-            except BankCorruptError:
-                # a writer may have replaced the last shard since the manifest was read
-                now = Manifest.read(self.path)
-                if self.damages or now == manifest or not follows(self.path, self.manifest, now):
-                    raise
-                manifest = now
+    def verdict_counts(self) -> dict[str, int]:
+        """How many samples have each verdict that occurs."""
+        counts = sum((np.bincount(part, minlength=len(VERDICTS)) for part in self.contents.column("verdicts")), np.zeros(len(VERDICTS), np.int64))
+        return {word: int(count) for word, count in sorted(zip(VERDICTS, counts, strict=True)) if count}
 
     def column(self, name: str) -> npt.NDArray[Any]:
         """A column of all shards, read-only."""
-        parts = [shard.array(name) for shard in self.shards]
-        return read_only(np.concatenate([np.empty(0, COLUMNS.get(name, "float32")), *parts])[: len(self)])
-
-
-def follows(folder: Path, before: Manifest, now: Manifest) -> bool:
-    """Whether a bank has only grown since `before`: its first samples are still the same."""
-    if now.header != before.header or now.count < before.count:
-        return False
-    *full, last = before.shards or (None,)
-    if now.shards[: len(full)] != tuple(full) or last is None or last in now.shards:
-        return now.shards[: len(full)] == tuple(full)
-    return _prefix_hash(folder, now, now.shards[len(full)], last.count) == last.content
-
-
-def _prefix_hash(folder: Path, manifest: Manifest, record: ShardRecord, count: int) -> str | None:
-    try:
-        return content_hash(Shard(folder, record, manifest.header).samples()[:count], manifest.header)
-    except BankCorruptError:
-        return None
-
-
-def _opened(folder: Path, manifest: Manifest) -> tuple[Shard, ...]:
-    # the last one first: a writer may replace it soon, and no other
-    shards = [Shard(folder, record, manifest.header, pinned=record == manifest.shards[-1]) for record in reversed(manifest.shards)]
-    return tuple(reversed(shards))
+        return read_only(np.concatenate(list(self.contents.column(name))))
 
 
 def read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -13,9 +13,14 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from monai_diverse.bank.format import MANIFEST, SHARD_NAME, BankHeader
+from monai_diverse.bank import format as bank_format
+from monai_diverse.bank.contents import Contents
+from monai_diverse.bank.folder import LocalFolder, local_path
+from monai_diverse.bank.format import INDEX_NAME, MANIFEST, SHARD_NAME, BankHeader
+from monai_diverse.bank.index import describe
 from monai_diverse.bank.lock import WriterLock
 from monai_diverse.bank.manifest import Manifest, ShardRecord
+from monai_diverse.bank.salvage import restore_indexes
 from monai_diverse.bank.samples import Samples, pack, quantise, verdict_codes
 from monai_diverse.bank.shard import Shard
 from monai_diverse.bank.store import SampleBank
@@ -27,8 +32,9 @@ from monai_diverse.storage import make_folder, write_atomic
 class BankWriter:
     """The only one who may add to a bank, from `create_or_resume` until `close`.
 
-    Each `append` is all or nothing: new shards are written and flushed beside the old ones, then the manifest is replaced in one step, then the shard
-    that became superfluous is removed. A crash, a kill or a full disk in between leaves the manifest of the last complete `append`.
+    Each `append` is all or nothing: new shards are written and flushed beside the old ones, and an index file of each run of full shards that has
+    become long enough; then the manifest is replaced in one step, then the shard that became superfluous is removed. A crash, a kill or a full disk
+    in between leaves the manifest of the last complete `append`. What an append of a few samples costs does not depend on how many there are.
 
     Use it as a context manager.
     """
@@ -44,17 +50,18 @@ class BankWriter:
         """Begins a bank, or takes up one that the same recipe began.
 
         Args:
-            path: the bank's folder; made if there is none.
+            path: the bank's folder, on this machine; made if there is none.
             header: what all samples have in common.
-            resume: whether an existing bank may be continued. Every shard is verified first, and what a crash left over is removed.
+            resume: whether an existing bank may be continued. Every shard is verified first, and what a crash left over is removed. An index file
+                that is damaged or missing is written again if its shards are those that it described.
 
         Raises:
-            BankError: another writer is at work, or a bank exists and `resume` is False.
+            BankError: `path` is a URL, another writer is at work, or a bank exists and `resume` is False.
             BankMismatchError: the bank there was begun by another recipe, source or for other images.
             BankCorruptError: the bank there is damaged.
             StorageError: the disk refuses.
         """
-        folder = make_folder(Path(path).absolute())
+        folder = make_folder(local_path(path))
         lock = WriterLock(folder)
         try:
             if (folder / MANIFEST).exists():
@@ -86,7 +93,7 @@ class BankWriter:
     @property
     def bank(self) -> SampleBank:
         """What is stored now, to read."""
-        return SampleBank(self._folder, self._manifest)
+        return SampleBank(LocalFolder(self._folder), self._manifest)
 
     def append(
         self,
@@ -130,6 +137,7 @@ class BankWriter:
             superseded = [shard.file for shard in self._manifest.shards[len(kept) :]]
             counts = np.asarray(manifest.class_counts) + np.bincount(fresh.labels, minlength=manifest.header.classes)
             manifest = replace(manifest, shards=(*kept, *written), class_counts=tuple(counts.tolist()))
+        manifest = self._sealed(manifest)
         manifest.write(self._folder)
         self._manifest, self._tail = manifest, tail
         for file in superseded:
@@ -144,7 +152,7 @@ class BankWriter:
     def _write_shards(self, fresh: Samples) -> tuple[list[ShardRecord], Samples | None]:
         pending = fresh if self._tail is None else self._tail.followed_by(fresh)
         capacity = self._manifest.capacity
-        first = len(self._manifest.shards) - (self._tail is not None)
+        first = self._manifest.shard_count - (self._tail is not None)
         records = []
         for place in range(0, len(pending), capacity):
             record, content = pack(pending[place : place + capacity], self._manifest.header, first + place // capacity)
@@ -152,6 +160,15 @@ class BankWriter:
             records.append(record)
         left = len(pending) % capacity
         return records, pending[len(pending) - left :] if left else None
+
+    def _sealed(self, manifest: Manifest) -> Manifest:
+        """The manifest with an index file, which it writes, in the place of each long enough run of full shards."""
+        run = bank_format.INDEX_SHARDS
+        while sum(shard.count == manifest.capacity for shard in manifest.shards) >= run:
+            record, content = describe(LocalFolder(self._folder), manifest.header, manifest.shards[:run], len(manifest.indexes))
+            write_atomic(self._folder / record.file, content)
+            manifest = replace(manifest, indexes=(*manifest.indexes, record), shards=manifest.shards[run:])
+        return manifest
 
     def _check(
         self,
@@ -190,8 +207,8 @@ class BankWriter:
     def _score_names(self) -> list[str] | None:
         if self._tail is not None:
             return sorted(self._tail.scores)
-        if self._manifest.shards:
-            return Shard(self._folder, self._manifest.shards[0], self._manifest.header).score_names
+        if self._manifest.count:
+            return Contents(LocalFolder(self._folder), self._manifest).score_names()
         return None
 
 
@@ -208,13 +225,13 @@ def _begin(folder: Path, header: BankHeader) -> Manifest:
     shards = [entry.name for entry in folder.iterdir() if SHARD_NAME.fullmatch(entry.name)]
     if shards:
         raise BankCorruptError(f"{folder}: holds {len(shards)} shards, but no {MANIFEST}; restore it from a copy, or use another folder")
-    manifest = Manifest(header=header, progress={}, shards=(), class_counts=(0,) * header.classes, capacity=header.capacity)
+    manifest = Manifest(header=header, progress={}, indexes=(), shards=(), class_counts=(0,) * header.classes, capacity=header.capacity)
     manifest.write(folder)
     return manifest
 
 
 def _existing(folder: Path, header: BankHeader, *, resume: bool) -> Manifest:
-    manifest = Manifest.read(folder)
+    manifest = Manifest.read(LocalFolder(folder))
     ours, theirs = _identity(header), _identity(manifest.header)
     for name, value in ours.items():
         if theirs[name] != value:
@@ -236,13 +253,14 @@ def _identity(header: BankHeader) -> dict[str, Any]:
     }
 
 
-def _take_up(folder: Path, manifest: Manifest) -> Samples | None:
-    bank = SampleBank(folder, manifest)
-    bank.verify()
-    known = {shard.file for shard in manifest.shards}
-    for entry in folder.iterdir():
-        left_over = entry.name.endswith(".part") and entry.name.startswith((".shard-", f".{MANIFEST}."))
-        if left_over or (SHARD_NAME.fullmatch(entry.name) and entry.name not in known):
+def _take_up(path: Path, manifest: Manifest) -> Samples | None:
+    folder = LocalFolder(path)
+    restore_indexes(folder, manifest)
+    SampleBank(folder, manifest).verify()
+    known = {index.file for index in manifest.indexes} | {record.file for record in Contents(folder, manifest).records()}
+    for entry in path.iterdir():
+        left_over = entry.name.endswith(".part") and entry.name.startswith((".shard-", ".index-", f".{MANIFEST}."))
+        if left_over or ((SHARD_NAME.fullmatch(entry.name) or INDEX_NAME.fullmatch(entry.name)) and entry.name not in known):
             _discard(entry)
     if not manifest.shards or manifest.shards[-1].count == manifest.capacity:
         return None

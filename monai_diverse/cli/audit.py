@@ -16,6 +16,7 @@ from monai_diverse.audit.one_model import AuditSettings, ModelAudit, audit_steps
 from monai_diverse.audit.samplers import Sampler, default_samplers
 from monai_diverse.audit.subject import Audited
 from monai_diverse.bank import SampleBank
+from monai_diverse.bank.folder import local_path
 from monai_diverse.cli.audit_inputs import AuditSetsGiven, find_sets, find_source, read_groups
 from monai_diverse.cli.main import app
 from monai_diverse.datasheet import AUDIT, write_datasheet
@@ -72,7 +73,7 @@ def command(
     """Say whether a model leans towards its training patients: bias, membership, the closest pairs; exit 1 if beyond --max-bias."""
     if strict and max_bias is None:
         raise RecipeError("--strict: expected --max-bias beside it, got none; add it")
-    into = None if bank is None else SampleBank.open(bank)
+    into = None if bank is None else SampleBank.open(local_path(bank, "an audit"))
     patients = None if groups is None else read_groups(groups)
     audited = find_source(source, device)
     sets = find_sets(source, data, train or (), heldout or (), groups=patients, twin_correlation=twin_correlation)

@@ -13,6 +13,7 @@ import numpy as np
 
 from monai_diverse.audit.subject import Audited
 from monai_diverse.bank import SampleBank
+from monai_diverse.bank.folder import url_of
 from monai_diverse.bank.format import MANIFEST
 from monai_diverse.data import IntArray, LabelledImages, available_splits, class_names, load_images
 from monai_diverse.data.files import SPLITS
@@ -25,7 +26,7 @@ from monai_diverse.storage import read_json, sha256_of
 SPLIT_FILE = "split.json"
 TWIN_CORRELATION = 0.95
 _LONGEST = 200
-_KINDS = "builtin, the folder of a diffusers model, a MONAI bundle or a bank, or images (.npz, or a folder with one subfolder a class)"
+_KINDS = "builtin, the folder of a diffusers model, a MONAI bundle or a bank (also by URL), or images (.npz, or a folder with one subfolder a class)"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -56,6 +57,8 @@ def find_source(name: str, device: str) -> Audited:
     """
     if name == BUILTIN:
         return BuiltinSource(device=device)
+    if url_of(name) is not None:
+        return SampleBank.open(name)
     folder, (path, split) = Path(name), _file_and_split(name)
     with _readable("--source", _KINDS):
         is_bank = (folder / MANIFEST).is_file() or any(folder.glob("shard-*.safetensors"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +18,7 @@ from monai_diverse.errors import BankError, RecipeError
 from monai_diverse.screening.calibrate import check_level, discoveries
 from monai_diverse.storage import make_folder
 
-Folder = Annotated[Path, typer.Argument(help="Folder of the bank.")]
+Folder = Annotated[str, typer.Argument(help="Folder or URL of the bank.")]
 STOPPED = "growth stopped at a full bank, not after a fixed number of draws"
 APPROXIMATE = (
     "that rate holds for independent draws, a number of them fixed beforehand, and calibration with one image a group; it is approximate for a bank:"
@@ -65,11 +64,11 @@ def inspect(
 
 @app.command("verify")
 def verify(bank: Folder, as_json: AsJson = False) -> None:
-    """Check every hash of a bank; exit 1 and name the shard if anything is off."""
+    """Check every hash of a bank; exit 1 and name the file if anything is off."""
     opened = SampleBank.open(bank)
     opened.verify()
     if as_json:
-        typer.echo(json.dumps({"path": str(bank), "ok": True, "size": len(opened), "fingerprint": opened.fingerprint}))
+        typer.echo(json.dumps({"path": bank, "ok": True, "size": len(opened), "fingerprint": opened.fingerprint}))
         return
     typer.echo(f"{bank}: {len(opened)} samples, every shard as written")
 
@@ -89,7 +88,7 @@ def _described(bank: SampleBank) -> dict[str, Any]:
         "size": len(bank),
         "shape": list(bank.header.shape),
         "class_counts": [int(c) for c in bank.class_counts],
-        "verdicts": dict(sorted(Counter(bank.verdicts.tolist()).items())),
+        "verdicts": bank.verdict_counts,
         "origins": [_origin(bank, number) for number in range(len(bank.header.origins))],
         "yield": None if grown is None else grown.as_json(),
         "control": None if control is None else control.as_json(),
@@ -117,7 +116,7 @@ def _origin(bank: SampleBank, number: int) -> dict[str, Any]:
     }
 
 
-def _in_words(bank: Path, found: dict[str, Any]) -> list[str]:
+def _in_words(bank: str, found: dict[str, Any]) -> list[str]:
     lines = [f"{bank}: {found['size']} samples, shape {tuple(found['shape'])}, by class {found['class_counts']}"]
     rate = found["yield"]
     if rate is not None and rate["drawn"]:
@@ -174,7 +173,7 @@ def _false_discovery(bank: SampleBank, rate: float) -> dict[str, Any]:
     check_level("--fdr", rate)
     categories = bank.header.features.get("gates", {}).get("not_novel", {}).get("categories")
     if categories is None:
-        raise BankError(f"{bank.path}: expected novelty scores that are conformal p-values, as NoveltyGate's, got a bank that does not say so")
+        raise BankError(f"{bank.location}: expected novelty scores that are conformal p-values, as NoveltyGate's, got a bank that does not say so")
     p_values, drawn = np.asarray(bank.scores.get("not_novel", ()), np.float64), int(bank.progress.get("drawn", len(bank)))
     # what was drawn and is not in the bank was rejected, whatever its p-value; a bank stores float32, which may have rounded up
     judged = np.concatenate([p_values * (1 - 2**-24), np.ones(drawn - len(p_values))])

@@ -134,7 +134,7 @@ def _recipe_of(bank: SampleBank, folder: Path | None, allow: Sequence[str]) -> R
     try:
         recipe = Recipe.from_json(content)
     except RecipeError as error:
-        raise RecipeError(f"{bank.path}: expected a bank with the recipe that it was grown by, but {error}; pass one with --recipe") from error
+        raise RecipeError(f"{bank.location}: expected a bank with the recipe that it was grown by, but {error}; pass one with --recipe") from error
     return replace(recipe, folder=Path() if folder is None else folder, allow=tuple(allow))
 
 

@@ -1,4 +1,4 @@
-"""`monai-diverse merge`, `split`, `export` and `import`."""
+"""`monai-diverse merge`, `split`, `export`, `import` and `copy`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from tqdm import tqdm
 
-from monai_diverse.bank import ExportFormat, SampleBank, export, import_images, merge, split_by_class
+from monai_diverse.bank import ExportFormat, SampleBank, copy_steps, export, import_images, merge, split_by_class
 from monai_diverse.cli.main import app
 from monai_diverse.datasheet import write_datasheet
 
@@ -19,7 +20,7 @@ SkipDamaged = Annotated[bool, typer.Option("--skip-damaged", help="Leave damaged
 
 @app.command("merge")
 def merge_command(
-    banks: Annotated[list[Path], typer.Argument(help="Folders of banks; one is enough.")],
+    banks: Annotated[list[str], typer.Argument(help="Folders or URLs of banks; one is enough.")],
     out: Out,
     skip_damaged: SkipDamaged = False,
     as_json: AsJson = False,
@@ -35,7 +36,7 @@ def merge_command(
 
 
 @app.command("split")
-def split_command(bank: Annotated[Path, typer.Argument(help="Folder of the bank.")], out: Out, as_json: AsJson = False) -> None:
+def split_command(bank: Annotated[str, typer.Argument(help="Folder or URL of the bank.")], out: Out, as_json: AsJson = False) -> None:
     """Make a bank of each class's samples, in OUT/LABEL_NAME."""
     made = split_by_class(SampleBank.open(bank), out)
     for part in made:
@@ -46,7 +47,7 @@ def split_command(bank: Annotated[Path, typer.Argument(help="Folder of the bank.
 
 @app.command("export")
 def export_command(
-    bank: Annotated[Path, typer.Argument(help="Folder of the bank.")],
+    bank: Annotated[str, typer.Argument(help="Folder or URL of the bank.")],
     out: Out,
     file_format: Annotated[ExportFormat, typer.Option("--format", help="Pictures, one NumPy archive, or volumes.")] = "png",
     skip_damaged: SkipDamaged = False,
@@ -77,5 +78,25 @@ def import_command(
     typer.echo(json.dumps(found) if as_json else f"{len(made)} samples in {out}, not screened, by class {made.class_counts}")
 
 
-def _opened(banks: list[Path], skip_damaged: bool) -> list[SampleBank]:
+@app.command("copy")
+def copy_command(
+    source: Annotated[str, typer.Argument(help="Folder or URL of the bank.")],
+    target: Annotated[str, typer.Argument(help="Folder or URL; an interrupted copy goes on, an earlier state of the bank is brought up to date.")],
+    as_json: AsJson = False,
+) -> None:
+    """Copy a bank to a folder or URL such as s3://bucket/bank, every file compared with its hash, the manifest last."""
+    form = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} files, {elapsed}<{remaining}{postfix}"
+    skipped = copied = 0
+    with tqdm(desc="copy", bar_format=form) as bar:
+        for progress in copy_steps(source, target):
+            skipped, copied, bar.total = progress.skipped, progress.bytes, progress.total
+            bar.update(progress.done - bar.n)
+            bar.set_postfix_str(f"{copied / 2**20:.0f} MiB")
+    made = SampleBank.open(target)
+    found = {"path": target, "size": len(made), "skipped": skipped, "bytes": copied, "fingerprint": made.fingerprint}
+    words = f"{len(made)} samples in {target}, {copied} bytes copied, {skipped} files were there"
+    typer.echo(json.dumps(found) if as_json else words)
+
+
+def _opened(banks: list[str], skip_damaged: bool) -> list[SampleBank]:
     return [SampleBank.open(bank, skip_damaged=skip_damaged) for bank in banks]

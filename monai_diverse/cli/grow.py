@@ -11,6 +11,7 @@ import typer
 from tqdm import tqdm
 
 from monai_diverse.bank import SampleBank
+from monai_diverse.bank.folder import local_path
 from monai_diverse.batches import Workers
 from monai_diverse.cli.main import app
 from monai_diverse.distributed import Processes, RayActors
@@ -38,6 +39,7 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
     """Grow a bank of diverse samples."""
+    local_path(out)  # before the screen is fitted, which takes long
     chosen = Recipe.load(recipe, allow or ())
     chosen = replace(chosen, size=chosen.size if size is None else size)
     chosen = replace(chosen, max_evaluations=chosen.max_evaluations if max_evaluations is None else max_evaluations)

@@ -52,7 +52,7 @@ class DiverseDiffusionDataset(Inserts, EpochProbability, WorkerSeeded, Dataset[A
 
     Args:
         data: real items.
-        bank: a `SampleBank` or its path.
+        bank: a `SampleBank`, or its path or URL.
         mode: "replace": each item becomes a sample with probability `prob`. "append": `ratio * len(data)` samples, rounded, follow the real items.
         prob: in "replace" mode alone: a number, or a function of the epoch that gives it, such as `transforms.LinearRamp`; see `set_epoch`.
         ratio: in "append" mode alone, from 0. None, with "balance" alone: as many samples as raise every class in `data` to the largest.
@@ -211,7 +211,7 @@ class DiverseDiffusionDataset(Inserts, EpochProbability, WorkerSeeded, Dataset[A
     def _with_sample(self, item: Any, index: int) -> Any:
         image, label = image_and_label(item, self.image_key, self.label_key)
         sample = self.insertion.put(self.insertion.sample(index), image, self.image_key, source_of(index))
-        return self._rebuilt(item, sample, write_label(label, int(self.bank.labels[index])), index)
+        return self._rebuilt(item, sample, write_label(label, self.bank.label_of(index)), index)
 
     def _rebuilt(self, item: Any, image: Any, label: Any, index: int | None) -> Any:
         if not isinstance(item, Mapping):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch.distributed as dist
 
 from monai_diverse.bank import SampleBank
+from monai_diverse.bank.folder import local_path
 from monai_diverse.errors import BankError, BankMismatchError, DiverseError, RecipeError
 from monai_diverse.growth import GrowProgress, grow_steps
 from monai_diverse.handlers.base import Handler
@@ -122,7 +123,7 @@ class BankRefreshHandler(Handler):
             raise RecipeError(f"max_evaluations: expected at least one batch of {batch} samples, {cost}, got {self.max_evaluations}")
         if cost > self._left(job):
             self.stopped = _spent(total)
-            warnings.warn(f"{self.banks[0].path}: {self.stopped}, so no refresh will add to the bank; raise max_evaluations there", stacklevel=3)
+            warnings.warn(f"{self.banks[0].location}: {self.stopped}, so no refresh will add to the bank; raise max_evaluations there", stacklevel=3)
 
     def _left(self, job: Job) -> int:
         return int(job.recipe.max_evaluations - SampleBank.open(self.banks[0].path).progress.get("nfe", 0))
@@ -140,9 +141,10 @@ def _one_bank(banks: SampleBank | Sequence[SampleBank]) -> tuple[SampleBank, ...
     found = tuple(banks) if isinstance(banks, list | tuple) else (banks,)
     if not found or not all(isinstance(bank, SampleBank) for bank in found):
         raise BankError(f"banks: expected the bank that a transform or dataset holds (transform.bank), or several of them, got {banks!r}")
-    folders = sorted({str(bank.path) for bank in found})
+    folders = sorted({bank.location for bank in found})
     if len(folders) > 1:
         raise BankError(f"banks: expected objects of one bank, got {', '.join(folders)}; take one handler for each")
+    local_path(found[0].location, "new samples")  # a bank behind a URL does not grow
     return found
 
 
@@ -151,7 +153,7 @@ def _prepared(recipe: Recipe | Job | str | os.PathLike[str], bank: SampleBank) -
         recipe = Job.prepare(recipe if isinstance(recipe, Recipe) else Recipe.load(Path(recipe)))
     theirs, ours = bank.header.recipe_fingerprint[:12], recipe.fingerprint[:12]
     if theirs != ours:
-        raise BankMismatchError(f"{bank.path}: was grown by another recipe ({theirs}, not {ours}); give the one that grew it")
+        raise BankMismatchError(f"{bank.location}: was grown by another recipe ({theirs}, not {ours}); give the one that grew it")
     return recipe
 
 

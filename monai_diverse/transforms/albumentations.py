@@ -47,7 +47,7 @@ class BankTransform(FromBank):
     `A.ReplayCompose` replays the same sample, and writes its label, whatever the new data's is.
 
     Args:
-        bank: a `SampleBank` or its path.
+        bank: a `SampleBank`, or its path or URL.
         label_key: of the class label in the call: a whole number in any type, or one-hot.
         label_policy: "match": a sample of the item's class. "own": any sample, the item takes its label. "balance": a sample of a class drawn
             with probability inverse to the class's count in your data; the item takes its label. Classes that your data lack are not drawn.
@@ -127,7 +127,7 @@ class BankTransform(FromBank):
             return data
         made: dict[str, Any] = super().apply_with_params(params, *args, **data)
         made[self.source_key] = source_of(index)
-        label = int(self.bank.labels[index])
+        label = self.bank.label_of(index)
         if label != self._label(made):
             made[self.label_key] = write_label(made[self.label_key], label)
             if isinstance(made.get(CLASS_NAME_KEY), str):
@@ -173,7 +173,7 @@ class BankReference(FromBank):
     Random numbers, workers and saving are as with `BankTransform`; but `A.FDA` and the like refuse to be saved or replayed.
 
     Args:
-        bank: a `SampleBank` of two-dimensional images, or its path.
+        bank: a `SampleBank` of two-dimensional images, or its path or URL.
         metadata_key: where to put the samples; "fda_metadata", "hm_metadata" and "pda_metadata" are what albumentations' transforms look for.
         count: how many samples, from 1; such a transform picks one of them.
         label_key: of the class label in the call: references are of the item's class. None: of any class.

@@ -118,9 +118,9 @@ class FromBank(Inserts, A.ImageOnlyTransform):  # type: ignore[misc]  # albument
         return made
 
     def get_transform_init_args(self) -> dict[str, Any]:
-        """The arguments by which `A.from_dict` makes this transform again; the bank as its path."""
+        """The arguments by which `A.from_dict` makes this transform again; the bank as its path or URL."""
         args: dict[str, Any] = super().get_transform_init_args()
-        return args | {"bank": str(self.bank.path)}
+        return args | {"bank": self.bank.location}
 
     def to_dict_private(self) -> dict[str, Any]:
         """What `A.to_dict` and `A.save` write.

@@ -28,7 +28,7 @@ class RandDiverseReplace(Inserts, EpochProbability, WorkerSeeded, RandomizableTr
     worker and epoch, see `transforms.seeding.WorkerSeeded`.
 
     Args:
-        bank: a `SampleBank` or its path.
+        bank: a `SampleBank`, or its path or URL.
         label: draw among this class alone. None: among all samples, which fits only where labels do not matter.
         prob: probability of replacing, or a function of the epoch that gives it, such as `LinearRamp`; see `set_epoch`.
         sample_transform: applied to the sample, a float32 array (c, *spatial) in [0, 1], before it replaces an image: what your images
@@ -61,7 +61,7 @@ class RandDiverseReplace(Inserts, EpochProbability, WorkerSeeded, RandomizableTr
         if label is not None and not (isinstance(label, int | np.integer) and 0 <= label < self.bank.header.classes):
             raise RecipeError(f"label: expected a class of the bank, 0..{self.bank.header.classes - 1}, or None, got {label!r}")
         self.label = None if label is None else int(label)
-        if self.label is not None and len(self.bank) and not len(self.bank.indices_of(self.label)):
+        if self.label is not None and len(self.bank) and not self.bank.count_of(self.label):
             warnings.warn(f"label: the bank has no samples of class {self.label}, so that all images stay real; grow it first", stacklevel=2)
         self._index: int | None = None
 

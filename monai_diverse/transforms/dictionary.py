@@ -132,7 +132,7 @@ class RandDiverseReplaced(RandSampled):
 
     Args:
         keys: of the image; several keys get the same sample.
-        bank: a `SampleBank` or its path.
+        bank: a `SampleBank`, or its path or URL.
         label_key: of the class label: a whole number in any type, or one-hot.
         label_policy: "match": a sample of the item's class. "own": any sample, the item takes its label. "balance": a sample of a class drawn
             with probability inverse to the class's count in your data; the item takes its label. Classes that your data lack are not drawn.
@@ -162,7 +162,7 @@ class RandDiverseReplaced(RandSampled):
             own = sample if key == present[-1] else sample.copy()  # images of one item must not share memory
             d[key] = self.insertion.put(own, d[key], str(key), source_of(index))
         d[self.source_key] = source_of(index)
-        label = int(self.bank.labels[index])
+        label = self.bank.label_of(index)
         if label != read_label(d[self.label_key]):
             d[self.label_key] = write_label(d[self.label_key], label)
             self._rename(d, label)

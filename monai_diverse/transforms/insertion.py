@@ -57,7 +57,7 @@ class Insertion:
         if sample_transform is not None and not callable(sample_transform):
             raise RecipeError(f"sample_transform: expected a callable, got {type(sample_transform).__name__}")
         if not len(bank):
-            warnings.warn(f"bank: {bank.path} holds no samples, so that all items stay real; grow it first", stacklevel=3)
+            warnings.warn(f"bank: {bank.location} holds no samples, so that all items stay real; grow it first", stacklevel=3)
         self.bank = bank
         self.sample_transform = sample_transform
         self.tally = Tally()

@@ -37,7 +37,7 @@ class RandDiverseMixd(RandSampled):
 
     Args:
         keys: of the image; several keys get the same sample and w.
-        bank: a `SampleBank` or its path.
+        bank: a `SampleBank`, or its path or URL.
         alpha: of the Beta distribution, above 0: small values leave nearly one or the other, 1 draws w uniformly, large ones stay near a half.
         num_classes: length of the soft labels, at least the bank's classes, which are the default.
         label_key: of the class label: a whole number in any type, or one-hot.
@@ -115,7 +115,7 @@ class RandDiverseMixd(RandSampled):
         for key in present:
             d[key] = self.insertion.blend(sample, d[key], weight, str(key), source)
         d[self.source_key] = source
-        own, other = read_label(d[self.label_key]), int(self.bank.labels[index])
+        own, other = read_label(d[self.label_key]), self.bank.label_of(index)
         shares = {own: 1.0} if own == other else {own: 1 - weight, other: weight}
         d[self.label_key] = soft_label(d[self.label_key], shares, self.num_classes)
         if own != other and weight > 0.5:
