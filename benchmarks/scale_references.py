@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -22,12 +23,19 @@ from neighbours import BLOCK, CLUSTERS, LATENT, QUERIES, elapsed, peak_gib
 
 from monai_diverse.information import Neighbours
 from monai_diverse.report.provenance import describe_environment
-from monai_diverse.storage import write_json
+from monai_diverse.storage import write_atomic, write_json
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS, PAGE = Path(__file__).parent / "results", Path(__file__).parents[1] / "docs" / "scaling.md"
+MARKS = ("<!-- references: benchmarks/scale_references.py -->", "<!-- end of references -->")
 SIZES, QUICK_SIZES, WIDTH = (10_000, 100_000, 1_000_000, 10_000_000), (10_000, 100_000), 48
 EXPONENT, RECALL = 0.6, 0.95
 SEED = 1
+
+
+def anonymous_gib() -> float:
+    """Memory that this process holds and that no file is behind: pages of a map can be given up at any time."""
+    (kib,) = re.findall(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(kib) / 2**20
 
 
 def write_features(file: Path, count: int) -> np.ndarray:
@@ -60,7 +68,9 @@ def one_case(count: int, way: str) -> dict[str, Any]:
         found.distances(queries[:10], 5)  # warms up
         seconds = min(elapsed(lambda: found.distances(queries, 5)) for _ in range(3)) / len(queries)
         recall = found.recall(5, query=queries[:256])
+        anonymous = anonymous_gib()
     return {"references": count, "way": way, "made_seconds": made, "seconds_a_candidate": seconds, "recall_at_5": recall, "peak_gib": peak} | {
+        "anonymous_gib": anonymous,
         "cells": None if found.exact else found._rows.cells.count,
         "probes": None if found.exact else found._rows.cells.probes,
     }
@@ -92,6 +102,26 @@ def references(sizes: tuple[int, ...]) -> dict[str, Any]:
     return {"cases": cases, "exponents": fits, "bars": bars}
 
 
+def table(result: dict[str, Any]) -> str:
+    lines = [
+        "| references | where | made in | a candidate | recall at 5 | cells searched | memory, without pages of files |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for case in result["cases"]:
+        searched = "all rows" if case["cells"] is None else f"{case['probes']} of {case['cells']:,}"
+        seconds = f"{case['made_seconds']:.1f} s | {1e3 * case['seconds_a_candidate']:.2f} ms"
+        memory = f"{case['anonymous_gib']:.2f} GiB"
+        lines.append(f"| {case['references']:,} | {case['way']} | {seconds} | {case['recall_at_5']:.3f} | {searched} | {memory} |")
+    fitted = ", ".join(f"{value:.2f} ({way})" for way, value in result["exponents"].items())
+    return "\n".join([*lines, "", f"Exponents: {fitted}."])
+
+
+def put_between(marks: tuple[str, str], text: str) -> None:
+    """Writes a text into docs/scaling.md, between two lines."""
+    page, (begin, end) = PAGE.read_text(), marks
+    write_atomic(PAGE, f"{page.split(begin)[0]}{begin}\n\n{text}\n\n{end}{page.split(end)[1]}".encode())
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small sizes; nothing is written to results")
@@ -104,6 +134,7 @@ def main() -> int:
     result = references(QUICK_SIZES if chosen.quick else SIZES) | {"environment": describe_environment()}
     if not chosen.quick:
         write_json(RESULTS / "scale_references.json", result)
+        put_between(MARKS, table(result))
     print(json.dumps(result) if chosen.json else json.dumps(result["bars"], indent=1))
     return 0 if all(bar["holds"] for bar in result["bars"].values()) else 1
 

@@ -23,15 +23,16 @@ from monai.apps.generation.maisi.networks.autoencoderkl_maisi import Autoencoder
 from monai.apps.generation.maisi.networks.diffusion_model_unet_maisi import DiffusionModelUNetMaisi
 from monai.data.utils import dense_patch_slices
 from neighbours import peak_gib
+from scale_references import put_between
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from monai_diverse.report.provenance import describe_environment
-from monai_diverse.storage import write_atomic, write_json
+from monai_diverse.storage import write_json
 
 HERE = Path(__file__).parent
-RESULTS, PAGE = HERE / "results", HERE.parent / "docs" / "scaling.md"
-BEGIN, END = "<!-- volumes: benchmarks/scale_volumes.py -->", "<!-- end of volumes -->"
+RESULTS = HERE / "results"
+MARKS = ("<!-- volumes: benchmarks/scale_volumes.py -->", "<!-- end of volumes -->")
 VOLUMES = ((64, 64, 64), (128, 128, 128), (256, 256, 256), (512, 512, 128), (512, 512, 512), (512, 512, 768))
 SHRINK, WINDOW, OVERLAP = 4, 80, 0.4
 """Voxels of the image along a latent's side; latents in a window and the share by which windows overlap, as in the recipe for MAISI's bundles."""
@@ -195,8 +196,7 @@ def main() -> int:
     result = {"measured": cases, "volumes": rows, "assumed_operations_a_second": ASSUMED, "environment": describe_environment()}
     if not chosen.quick:
         write_json(RESULTS / "scale_volumes.json", result)
-        page = PAGE.read_text()
-        write_atomic(PAGE, f"{page.split(BEGIN)[0]}{BEGIN}\n\n{table(rows)}\n\n{END}{page.split(END)[1]}".encode())
+        put_between(MARKS, table(rows))
     print(json.dumps(result) if chosen.json else table(rows))
     return 0
 
