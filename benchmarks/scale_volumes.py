@@ -164,6 +164,13 @@ def volumes(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
+def duration(seconds: float) -> str:
+    """In the unit that suits."""
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     lines = [
         "| volume | windows | TFLOP an evaluation | TFLOP decoding | GiB, network | GiB, one window "
@@ -172,12 +179,12 @@ def table(rows: list[dict[str, Any]]) -> str:
     ]
     for row in rows:
         mark = "" if row["network_measured"] else " *"
-        hours = [f"{row['seconds'][str(n)] / 3600:,.2f} h *" for n in STEPS]
-        seconds = [f"{row['seconds_at_assumed_rate'][str(n)]:,.0f} s *" for n in STEPS]
+        here = [f"{duration(row['seconds'][str(n)])} *" for n in STEPS]
+        there = [f"{duration(row['seconds_at_assumed_rate'][str(n)])} *" for n in STEPS]
         size = " x ".join(map(str, row["volume"]))
         lines.append(
             f"| {size} | {row['windows']} | {row['teraflop_an_evaluation']:.2f} | {row['teraflop_decoding']:.1f} | {row['gib']['network']:.1f}{mark} "
-            f"| {row['gib']['decoder']:.1f} * | {' | '.join(hours)} | {' | '.join(seconds)} |"
+            f"| {row['gib']['decoder']:.1f} * | {' | '.join(here)} | {' | '.join(there)} |"
         )
     return "\n".join(lines)
 
