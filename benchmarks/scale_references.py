@@ -3,7 +3,7 @@
 python benchmarks/scale_references.py [--quick] [--json]
 
 Features are like those of benchmarks/neighbours.py: 48 numbers near 16 dimensions, since no data set of ten million images was at hand. Every
-case runs in a process of its own, whose peak memory is measured; those on disk read the features from a memory map, and keep the index beside it.
+case runs in a process of its own, whose peak memory is measured; those on disk read the features from a memory map, and keep the index in a folder.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def one_case(count: int, way: str) -> dict[str, Any]:
         queries = write_features(file, count)
         rows = np.load(file, mmap_mode="r" if way == "disk" else None)
         began = time.perf_counter()
-        found = Neighbours(rows)
+        found = Neighbours(rows, folder=Path(folder) / "cells" if way == "disk" else None)
         made = time.perf_counter() - began
         peak = peak_gib()
         found.distances(queries[:10], 5)  # warms up

@@ -199,12 +199,14 @@ def test_index_of_other_rows_is_another(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_memory_map_is_indexed_beside_its_file(tmp_path: Path) -> None:
+def test_memory_map_is_indexed_where_it_is_asked_for(tmp_path: Path) -> None:
     pytest.importorskip("faiss")
     np.save(tmp_path / "rows.npy", manifold(3_000, 8).astype(np.float32))
-    Neighbours(np.load(tmp_path / "rows.npy", mmap_mode="r"), index_from=1)
-    assert len(list((tmp_path / "rows.cells").iterdir())) == 1
-    assert {entry.name for entry in tmp_path.iterdir()} == {"rows.npy", "rows.cells"}
+    rows = np.load(tmp_path / "rows.npy", mmap_mode="r")
+    inside = Neighbours(rows, index_from=1)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["rows.npy"], "nothing should appear beside somebody's file unasked"
+    outside = Neighbours(rows, index_from=1, folder=tmp_path / "cells")
+    np.testing.assert_array_equal(outside.distances(rows[:50], 5), inside.distances(rows[:50], 5))
 
 
 @pytest.mark.parametrize("name", ["cells.ivfdata", "index.faiss"])

@@ -79,12 +79,20 @@ def test_command_speaks_once(tmp_path: Path, blob_file: Path) -> None:
 @pytest.mark.parametrize(("device", "batch", "words"), [("cuda:1", 8, "without a number"), ("cpu", 1, "at least 2, an image a process")])
 def test_what_several_processes_cannot_do(monkeypatch: pytest.MonkeyPatch, device: str, batch: int, words: str) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
     with pytest.raises(RecipeError, match=words):
         Team.here(device, batch)
 
 
 def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(RecipeError, match=r"monai-diverse\[accelerate\]"):
         Team.here("cpu", 8)
+
+
+def test_count_without_a_rank_is_no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    assert Team.here("cpu", 1) == Team(device="cpu")

@@ -109,6 +109,7 @@ class Commission:
             """What lay on a GPU comes to this worker's device."""
             return default_restore_location(storage, location if location == "cpu" or device is None else device)  # type: ignore[no-untyped-call]
 
+        # whoever starts workers is trusted: it is the same user's driver, over its own pipe or cluster
         parts = torch.load(io.BytesIO(self.fitted), map_location=place, weights_only=False)
         self.threads.take()  # again, for libraries that only source and screen brought along
         return Job(**parts, source=source, real={})

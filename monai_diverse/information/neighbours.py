@@ -35,8 +35,7 @@ class Neighbours:
         rows: (n, d), finite; a memory map is read in blocks by the index.
         groups: int (n,): rows that must not count as one another's neighbours; None: every row its own group.
         index_from: rows from which on an index is used; None: never.
-        folder: where an index is kept and found again, so that neither memory nor time are spent on one that was made before; None: in memory, or
-            for a memory map in a file `NAME.npy` in the folder `NAME.cells` beside it.
+        folder: where an index is kept and found again, so that neither memory nor time are spent on one that was made before; None: in memory.
 
     Raises:
         DataError: no rows, rows that are not finite, or groups of another length.
@@ -46,8 +45,6 @@ class Neighbours:
     def __init__(
         self, rows: npt.ArrayLike, groups: IntArray | None = None, *, index_from: int | None = INDEX_FROM, folder: Path | None = None
     ) -> None:
-        if folder is None and isinstance(rows, np.memmap) and rows.filename is not None:
-            folder = Path(rows.filename).with_suffix(".cells")
         table = np.asarray(rows)
         if table.ndim != 2 or not len(table):
             raise DataError(f"neighbours: expected at least one row of features (n, d), got shape {table.shape}")

@@ -14,8 +14,8 @@ from monai_diverse.training.objective import Batch, bank_loss
 
 
 def launched_processes() -> int:
-    """How many processes a launcher started for this work; 1 without one."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """How many processes a launcher started for this work; 1 without one, such as where a scheduler says how many there are and not which this is."""
+    return int(os.environ["WORLD_SIZE"]) if {"RANK", "WORLD_SIZE"} <= os.environ.keys() else 1
 
 
 def is_first() -> bool:
