@@ -117,7 +117,7 @@ def main() -> int:
     parser.add_argument("--only", action="append", help="name of a plan; may be repeated")
     parser.add_argument("--work", type=Path, default=HERE.parent / "runs" / "study", help="where plans run")
     parser.add_argument("--validation-only", action="store_true", help="leave test images alone")
-    parser.add_argument("--workers", type=int, default=2, help="processes that train classifiers")
+    parser.add_argument("--workers", type=int, default=2, help="processes that grow banks and train classifiers")
     chosen = parser.parse_args()
     plans = {file.stem: StudyPlan.load(file) for file in sorted(PLANS.glob("*.yaml")) if not chosen.only or file.stem in chosen.only}
     if chosen.quick:

@@ -23,7 +23,9 @@ from monai_diverse.study import runs as runs_module
 from monai_diverse.study.cohort import Cohort
 from monai_diverse.study.conduct import chosen_ratio, draws
 from monai_diverse.study.runs import settings, sweep
-from monai_diverse.study.workers import run_jobs
+from monai_diverse.study.synthetic import found
+from monai_diverse.study.user import user_of
+from monai_diverse.study.workers import find_banks, run_jobs
 from tests.conftest import OUTLIER_FACTORS
 
 
@@ -302,6 +304,23 @@ def test_several_processes_give_the_same_results_in_the_same_order(study: Study,
     for before, now in zip(wanted, run_jobs(jobs, stocks, study.scored(), workers=2), strict=True):
         assert (now.setting, now.seed, now.images, now.run.metrics) == (before.setting, before.seed, before.images, before.run.metrics)
     assert len(list((tmp_path / "runs").iterdir())) == len(jobs)
+
+
+def test_several_processes_grow_the_same_banks(study: Study, tmp_path: Path) -> None:
+    stocks = [stock for cell in study.cells for stock in cell.stocks]
+    users = [user_of(study.plan, study.cohort, stock.user.generator, size=stock.user.size, draw=stock.user.draw, out=tmp_path) for stock in stocks]
+    tasks = [(user, stock.pool) for user, stock in zip(users, stocks, strict=True)]
+    numbers = [number for number, _ in find_banks(study.plan, study.cohort, tasks, tmp_path, workers=2)]
+    assert numbers == list(range(1, len(stocks) + 1))
+    for user, stock in zip(users, stocks, strict=True):
+        now = found(study.plan, study.cohort, user, stock.pool, tmp_path)
+        assert now.yields == stock.found.yields
+        assert {arm: places.tolist() for arm, places in now.accepted.items()} == {
+            arm: places.tolist() for arm, places in stock.found.accepted.items()
+        }
+        for arm, bank in now.grown.items():
+            assert bank.fingerprint == stock.found.grown[arm].fingerprint
+            assert np.array_equal(bank.images[:], stock.found.grown[arm].images[:])
 
 
 def test_development_never_reads_the_test_images(plan: StudyPlan, content: dict[str, Any], blob_file: Path, tmp_path: Path) -> None:

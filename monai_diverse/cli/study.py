@@ -29,7 +29,7 @@ def command(
     validation_only: Annotated[
         bool, typer.Option("--validation-only", help="Leave the test images alone, while the method is still being chosen.")
     ] = False,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that train classifiers; each has its share of the processor's threads.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that grow banks and train classifiers.")] = 1,
     allow: Annotated[list[str] | None, typer.Option(help="A package that the plan may load classes from; loading runs its code.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:

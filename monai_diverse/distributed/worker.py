@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from threadpoolctl import threadpool_info, threadpool_limits
 from torch.serialization import default_restore_location
 
 from monai_diverse.batches import Accepted, Drawn, Known, Order, draw, guide_of
@@ -20,6 +19,7 @@ from monai_diverse.errors import RecipeError
 from monai_diverse.job import Job
 from monai_diverse.recipe import Recipe
 from monai_diverse.sources import SampleSource
+from monai_diverse.threads import Threads
 
 MADE_THERE = ("source", "real")
 """Parts of a job that do not travel: each worker loads the source itself, on its own device, and real images are needed for fitting only."""
@@ -27,32 +27,6 @@ MADE_THERE = ("source", "real")
 
 WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
 """Environment of workers: threads that wait for others must not keep those from a core, where workers have more threads than there are cores."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Threads:
-    """How many threads compute: sums depend on it in their last digits, and verdicts on sums.
-
-    Attributes:
-        torch: of torch.
-        others: of the libraries behind NumPy, SciPy and scikit-learn, by kind, as threadpoolctl calls them: blas, openmp.
-    """
-
-    torch: int
-    others: dict[str, int]
-
-    @classmethod
-    def here(cls) -> Threads:
-        """Those of this process."""
-        others: dict[str, int] = {}
-        for library in threadpool_info():
-            others[library["user_api"]] = max(library["num_threads"], others.get(library["user_api"], 1))
-        return cls(torch=torch.get_num_threads(), others=others)
-
-    def take(self) -> None:
-        """Sets this process to them, as far as libraries are loaded."""
-        threadpool_limits(self.others)
-        torch.set_num_threads(self.torch)
 
 
 @dataclass(frozen=True, kw_only=True)

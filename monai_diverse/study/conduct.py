@@ -17,10 +17,10 @@ from monai_diverse.study.cohort import Cohort
 from monai_diverse.study.generator import Generator, given_generator, trained_generator, training_of
 from monai_diverse.study.plan import StudyPlan
 from monai_diverse.study.runs import Result, Setting, settings, sweep
-from monai_diverse.study.synthetic import find, found
+from monai_diverse.study.synthetic import found
 from monai_diverse.study.unscreened import draw_pool, pool_folder, real_bank
 from monai_diverse.study.user import user_of
-from monai_diverse.study.workers import Job, run_jobs
+from monai_diverse.study.workers import Job, find_banks, run_jobs
 
 PLAN = "plan.json"
 
@@ -116,7 +116,7 @@ def study_steps(study: Study, *, workers: int = 1) -> Iterator[StudyProgress]:
 
     Args:
         study: begun by `Study.begin`; its cells are filled.
-        workers: processes that train classifiers; generators and banks are made in this one.
+        workers: processes that grow banks and train classifiers; generators are trained in this one.
 
     Raises:
         RecipeError, DataError: parts of the plan that do not work.
@@ -131,7 +131,7 @@ def study_steps(study: Study, *, workers: int = 1) -> Iterator[StudyProgress]:
             for count in draw_pool(study.plan, study.cohort, generator, study.out):
                 yield StudyProgress(stage="pool", done=count, total=study.plan.pool, detail=f"of generator {number + 1}")
             pools[str(folder)] = SampleBank.open(folder)
-    yield from _stocks(study, generators, pools)
+    yield from _stocks(study, generators, pools, workers)
     yield from _runs(study, "sweep", {cell.size: sweep(study.plan) for cell in study.cells}, workers)
     for cell in study.cells:
         cell.ratio = chosen_ratio(study.plan, cell.results)
@@ -181,17 +181,19 @@ def _generators(study: Study, made: dict[tuple[float, int], Generator]) -> Itera
             made[place] = next(iter(made.values()))
 
 
-def _stocks(study: Study, generators: dict[tuple[float, int], Generator], pools: dict[str, SampleBank]) -> Iterator[StudyProgress]:
+def _stocks(study: Study, generators: dict[tuple[float, int], Generator], pools: dict[str, SampleBank], workers: int) -> Iterator[StudyProgress]:
     plan, cohort, out = study.plan, study.cohort, study.out
     real = real_bank(cohort, out)
+    tasks = [
+        (user_of(plan, cohort, generator, size=size, draw=draw, out=out), pools[str(pool_folder(plan, generator, out))])
+        for (size, draw), generator in generators.items()
+    ]
+    for done, detail in find_banks(plan, cohort, tasks, out, workers=workers):
+        yield StudyProgress(stage="banks", done=done, total=len(tasks), detail=detail)
     cells: dict[float, list[Stock]] = {size: [] for size in plan.sizes}
-    for number, ((size, draw), generator) in enumerate(generators.items()):
-        user, pool = user_of(plan, cohort, generator, size=size, draw=draw, out=out), pools[str(pool_folder(plan, generator, out))]
-        for detail in find(plan, cohort, user, pool, out):
-            yield StudyProgress(stage="banks", done=number, total=len(generators), detail=f"{size:g} of the reals, draw {draw + 1}: {detail}")
+    for user, pool in tasks:
         own = found(plan, cohort, user, pool, out)
-        cells[size].append(Stock(plan=plan, cohort=cohort, user=user, found=own, pool=pool, real=real, out=out))
-        yield StudyProgress(stage="banks", done=number + 1, total=len(generators), detail="")
+        cells[user.size].append(Stock(plan=plan, cohort=cohort, user=user, found=own, pool=pool, real=real, out=out))
     study.cells = [Cell(size=size, stocks=stocks) for size, stocks in cells.items()]
 
 

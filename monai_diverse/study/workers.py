@@ -1,26 +1,34 @@
-"""The runs of a study, one after another or in several processes."""
+"""The banks and the runs of a study, one after another or in several processes."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import get_context
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 
+from monai_diverse.bank import SampleBank
 from monai_diverse.data import LabelledImages
 from monai_diverse.errors import StorageError
 from monai_diverse.study.arms import Stock
+from monai_diverse.study.cohort import Cohort
+from monai_diverse.study.plan import StudyPlan
 from monai_diverse.study.runs import Result, Setting, run_setting
+from monai_diverse.study.synthetic import find
+from monai_diverse.study.user import User
+from monai_diverse.threads import Threads
 
 Job = tuple[Setting, int, int]
 """How to train, for which of the stocks, with which seed."""
 
 
-class _Worker:
+class _Trainer:
     """What a process keeps between jobs: the stocks are sent once."""
 
     stocks: ClassVar[Sequence[Stock]] = ()
@@ -36,6 +44,54 @@ class _Worker:
         assert cls.scored is not None
         setting, place, seed = job
         return run_setting(setting, cls.stocks[place], seed, cls.scored)
+
+
+class _Finder:
+    """What a process keeps between users: the images are sent once."""
+
+    plan: ClassVar[StudyPlan]
+    cohort: ClassVar[Cohort]
+    out: ClassVar[Path]
+
+    @classmethod
+    def begin(cls, plan: StudyPlan, cohort: Cohort, out: Path, threads: Threads) -> None:
+        threads.take()
+        cls.plan, cls.cohort, cls.out = plan, cohort, out
+
+    @classmethod
+    def run(cls, task: tuple[User, SampleBank]) -> None:
+        user, pool = task
+        for _ in find(cls.plan, cls.cohort, user, pool, cls.out):
+            pass
+
+
+def find_banks(
+    plan: StudyPlan, cohort: Cohort, tasks: Sequence[tuple[User, SampleBank]], out: Path, *, workers: int = 1
+) -> Iterator[tuple[int, str]]:
+    """Does `find` for every user.
+
+    Args:
+        plan: of the study.
+        cohort: its images.
+        tasks: users, each with the pool of its generator.
+        out: folder of the study.
+        workers: processes; each computes with as many threads as this one, on which the banks depend.
+
+    Yields:
+        (users that are done, what is being done for the next).
+
+    Raises:
+        StorageError: the disk refuses, or a process was killed; what was finished is kept.
+    """
+    if workers == 1:
+        for number, (user, pool) in enumerate(tasks):
+            for detail in find(plan, cohort, user, pool, out):
+                yield number, f"{user.size:g} of the reals, draw {user.draw + 1}: {detail}"
+            yield number + 1, ""
+        return
+    with _processes(workers, _Finder.begin, (plan, cohort, out, Threads.here())) as pool_of_processes:
+        for number, _ in enumerate(pool_of_processes.map(_Finder.run, tasks), start=1):
+            yield number, ""
 
 
 def run_jobs(jobs: Sequence[Job], stocks: Sequence[Stock], scored: LabelledImages, *, workers: int = 1) -> Iterator[Result]:
@@ -60,9 +116,16 @@ def run_jobs(jobs: Sequence[Job], stocks: Sequence[Stock], scored: LabelledImage
             yield run_setting(setting, stocks[place], seed, scored)
         return
     threads = max(1, (os.cpu_count() or 1) // workers)
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_Worker.begin, initargs=(stocks, scored, threads))
+    with _processes(workers, _Trainer.begin, (stocks, scored, threads)) as pool:
+        yield from pool.map(_Trainer.run, jobs)
+
+
+@contextmanager
+def _processes(workers: int, begin: Callable[..., None], arguments: tuple[Any, ...]) -> Iterator[ProcessPoolExecutor]:
+    """Processes that each call `begin` first; what is not yet started when the block is left is dropped."""
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=begin, initargs=arguments)
     try:
-        yield from pool.map(_Worker.run, jobs)
+        yield pool
     except BrokenProcessPool as error:
         raise StorageError(
             "study: a process was killed, perhaps for want of memory; run again with fewer --workers, what was finished is kept"
