@@ -2,8 +2,9 @@
 
 python benchmarks/study.py [--quick] [--json] [--only NAME]... [--work FOLDER] [--validation-only]
 
-A plan that was interrupted goes on with what lies in the work folder. Data sets other than BreastMNIST need ../shared/data. The full run writes
-results/study.json, the tables in docs/study.md and the figures beside them; --validation-only writes neither and leaves test images alone.
+A plan that was interrupted goes on with what lies in the work folder. Data sets other than BreastMNIST need ../shared/data. What is run to its
+end is put into results/study.json, the tables of docs/study.md and the figures beside them, beside what earlier calls found for plans that are as
+they were; --validation-only and --quick write none of these, and --validation-only leaves test images alone.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ SETS = 2
 """Data sets, of three, on which the first bar must hold."""
 AIM = 0.05
 """Gain over real images with random transforms that is aimed at."""
+OUTCOME = RESULTS / "study.json"
 BEGIN, END = "<!-- results: benchmarks/study.py -->", "<!-- end of results -->"
 
 
@@ -68,19 +70,39 @@ def quick(plan: StudyPlan) -> StudyPlan:
     )
 
 
-def bars(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """What was asked, for each regime: on how many data sets `diverse` beats both controls in a scarce cell, and the largest gain there."""
+def earlier(plans: dict[str, StudyPlan]) -> dict[str, dict[str, Any]]:
+    """What an earlier call found for these plans; what was found for a plan that has changed since is left out."""
+    if not OUTCOME.exists():
+        return {}
+    studies = json.loads(OUTCOME.read_text())["results"]
+    return {name: study for name, study in studies.items() if name in plans and study["plan"] == plans[name].as_json()}
+
+
+def bars(found: dict[str, dict[str, Any]], plans: dict[str, StudyPlan]) -> dict[str, Any]:
+    """What was asked, for each regime: on how many data sets `diverse` beats both controls in a scarce cell, and the largest gain there.
+
+    `holds` is None as long as plans that have not run could still decide it.
+    """
     out: dict[str, Any] = {}
-    for regime in sorted({study["regime"] for study in found.values()}):
+    for regime in sorted({plan.regime for plan in plans.values()}):
         studies = [study for study in found.values() if study["regime"] == regime]
+        open_plans = sum(plan.regime == regime for plan in plans.values()) - len(studies)
         beaten = sum(any(_beats(cell) for cell in study["cells"] if cell["size"] in SCARCE) for study in studies)
         gains = [gain for study in studies for cell in study["cells"] if cell["size"] in SCARCE for gain in _gains(cell)]
-        out[f"{regime}: data sets with random and duplicates beaten at 10 or 25 %"] = {"value": beaten, "bar": SETS, "holds": beaten >= SETS}
         largest = max(gains, default=None)
-        out[f"{regime}: largest gain over real images with random transforms"] = {
+        aimed = largest is not None and largest >= AIM
+        counts = {"run": len(studies), "not_run": open_plans}
+        out[f"{regime}: data sets with random and duplicates beaten at 10 or 25 %"] = {
+            "value": beaten,
+            "bar": SETS,
+            **counts,
+            "holds": True if beaten >= SETS else None if beaten + open_plans >= SETS else False,
+        }
+        out[f"{regime}: largest mean gain over real images with random transforms, at 10 or 25 %"] = {
             "value": largest,
             "bar": AIM,
-            "holds": largest is not None and largest >= AIM,
+            **counts,
+            "holds": True if aimed else None if open_plans else False,
         }
     return out
 
@@ -95,19 +117,36 @@ def _gains(cell: dict[str, Any]) -> list[float]:
     return [row["difference"]["mean"] for row in rows]
 
 
-def written(found: dict[str, dict[str, Any]], work: Path) -> None:
-    """The tables into docs/study.md, and the figures beside it."""
-    parts = [BEGIN, ""]
-    for name, study in found.items():
-        parts += [f"### {study['name']}", "", study_markdown(study), ""]
+def written(found: dict[str, dict[str, Any]], plans: dict[str, StudyPlan], work: Path) -> None:
+    """The tables into docs/study.md, and the figures of what ran now beside it."""
+    parts = [BEGIN, "", "| bar | found | data sets run | holds |", "| --- | --- | --- | --- |"]
+    for name, bar in bars(found, plans).items():
+        value, asked = (_shown(bar[key]) for key in ("value", "bar"))
+        verdict = {True: "yes", False: "no", None: "open"}[bar["holds"]]
+        parts.append(f"| {name}: {asked} or more | {value} | {bar['run']} of {bar['run'] + bar['not_run']} | {verdict} |")
+    parts.append("")
+    for name, plan in plans.items():
+        parts += [f"### {plan.name}", ""]
+        if name not in found:
+            parts += ["Not run yet.", ""]
+            continue
+        parts += [study_markdown(found[name]).replace("\n### ", "\n#### "), ""]
         for figure in ("comparisons", "sizes", "ratios"):
-            source = work / name / "figures" / f"study-{figure}.png"
+            source, shown = work / name / "figures" / f"study-{figure}.png", DOCS / "images" / f"study-{name}-{figure}.png"
             if source.exists():
-                write_atomic(make_folder(DOCS / "images") / f"study-{name}-{figure}.png", source.read_bytes())
-                parts += [f"![{study['name']}: {figure}](images/study-{name}-{figure}.png)", ""]
+                write_atomic(make_folder(shown.parent) / shown.name, source.read_bytes())
+            if shown.exists():
+                parts += [f"![{plan.name}: {figure}](images/{shown.name})", ""]
     page = (DOCS / "study.md").read_text()
     before, after = page.split(BEGIN)[0], page.split(END)[1]
     write_atomic(DOCS / "study.md", (before + "\n".join([*parts, END]) + after).encode())
+
+
+def _shown(value: float | int | None) -> str:
+    """A count as it is, a share as points."""
+    if value is None:
+        return "–"
+    return str(value) if isinstance(value, int) else f"{100 * value:+.1f} points"
 
 
 def main() -> int:
@@ -119,14 +158,17 @@ def main() -> int:
     parser.add_argument("--validation-only", action="store_true", help="leave test images alone")
     parser.add_argument("--workers", type=int, default=2, help="processes that grow banks and train classifiers")
     chosen = parser.parse_args()
-    plans = {file.stem: StudyPlan.load(file) for file in sorted(PLANS.glob("*.yaml")) if not chosen.only or file.stem in chosen.only}
+    plans = {file.stem: StudyPlan.load(file) for file in sorted(PLANS.glob("*.yaml"))}
+    asked = {name: plan for name, plan in plans.items() if not chosen.only or name in chosen.only}
     if chosen.quick:
-        plans = {f"{name}-quick": quick(plan) for name, plan in plans.items() if plan.data == "builtin" and plan.regime == "pretrained"}
-    found = {name: conducted(plan, chosen.work / name, test=not chosen.validation_only, workers=chosen.workers) for name, plan in plans.items()}
-    result = {"bars": bars(found), "results": found, "environment": describe_environment()}
-    if not (chosen.quick or chosen.validation_only or chosen.only):
-        write_json(RESULTS / "study.json", result)
-        written(found, chosen.work)
+        plans = asked = {f"{name}-quick": quick(plan) for name, plan in asked.items() if plan.data == "builtin" and plan.regime == "pretrained"}
+    found = {} if chosen.quick or chosen.validation_only else earlier(plans)
+    for name, plan in asked.items():
+        found[name] = conducted(plan, chosen.work / name, test=not chosen.validation_only, workers=chosen.workers)
+        if not (chosen.quick or chosen.validation_only):
+            write_json(OUTCOME, {"bars": bars(found, plans), "results": found, "environment": describe_environment()})
+            written(found, plans, chosen.work)
+    result = {"bars": bars(found, plans), "results": found, "environment": describe_environment()}
     print(json.dumps(result) if chosen.json else json.dumps(result["bars"], indent=1))
     return 0 if all(bar["holds"] for bar in result["bars"].values()) else 1
 
