@@ -2,8 +2,8 @@
 
 python benchmarks/scale.py [--quick] [--json] [--only PART]...
 
-Runs scale_references.py, scale_candidates.py, scale_grow.py, scale_bank.py and scale_volumes.py one after another, each in a process of its own, and
-gathers their bars in results/scale.json. Each can be run alone.
+Runs scale_references.py, scale_screen.py, scale_candidates.py, scale_grow.py, scale_bank.py and scale_volumes.py one after another, each in a
+process of its own, and gathers their bars in results/scale.json; with --only, beside what the other parts found before. Each can be run alone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from monai_diverse.report.provenance import describe_environment
 from monai_diverse.storage import write_json
 
 HERE = Path(__file__).parent
-PARTS = ("references", "candidates", "grow", "bank", "volumes")
+RESULT = HERE / "results" / "scale.json"
+PARTS = ("references", "screen", "candidates", "grow", "bank", "volumes")
 
 
 def run(part: str, quick: bool) -> dict[str, Any]:
@@ -38,11 +39,13 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     parser.add_argument("--only", action="append", choices=PARTS, help="a part; may be repeated")
     chosen = parser.parse_args()
-    found = {part: run(part, chosen.quick) for part in PARTS if not chosen.only or part in chosen.only}
+    known = json.loads(RESULT.read_text())["results"] if RESULT.exists() and chosen.only and not chosen.quick else {}
+    asked = [part for part in PARTS if not chosen.only or part in chosen.only]
+    found = {part: run(part, chosen.quick) if part in asked else known[part] for part in PARTS if part in asked or part in known}
     bars = {f"{part}: {name}": bar for part, result in found.items() for name, bar in result.get("bars", {}).items()}
     result = {"bars": bars, "results": found, "environment": describe_environment()}
-    if not (chosen.quick or chosen.only):
-        write_json(HERE / "results" / "scale.json", result)
+    if not chosen.quick:
+        write_json(RESULT, result)
     print(json.dumps(result) if chosen.json else json.dumps(bars, indent=1))
     return 0 if all(bar["holds"] for bar in bars.values()) else 1
 

@@ -14,6 +14,8 @@ FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
 
 MAX_CLASSES = 10_000
+BLOCK = 4096
+"""Images that are checked at a time, so that many need no second array."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +81,8 @@ def check_images(images: npt.ArrayLike, name: str = "images") -> FloatArray:
     if array.dtype.kind not in "fiu":
         raise DataError(f"{name}: expected numbers, got dtype {array.dtype}")
     array = np.ascontiguousarray(array, dtype=np.float32)
-    bad = ~np.isfinite(array.reshape(len(array), -1)).all(axis=1)
+    parts = [array[start : start + BLOCK] for start in range(0, len(array), BLOCK)]
+    bad = ~np.concatenate([np.isfinite(part.reshape(len(part), -1)).all(axis=1) for part in parts])
     if bad.any():
         raise DataError(f"{name}: expected finite values, got NaN or infinity in {bad.sum()} of {len(array)}, first at index {int(bad.argmax())}")
     low, high = float(array.min()), float(array.max())

@@ -57,7 +57,7 @@ class Commission:
         parts, content = {f.name: getattr(job, f.name) for f in fields(job) if f.name not in MADE_THERE}, io.BytesIO()
         recipe = replace(job.recipe, folder=job.recipe.folder.resolve())
         try:
-            torch.save(parts | {"recipe": recipe}, content)
+            torch.save(parts | {"recipe": recipe, "screen": job.screen.for_judging()}, content)
         except Exception as error:  # pickle raises several kinds
             reason = " ".join(str(error).split())
             raise RecipeError(f"workers: expected a screen and a guide that can be sent to another process, but {reason}; grow in one") from error

@@ -48,10 +48,16 @@ class Cells:
     Attributes:
         index: FAISS's.
         probes: cells that a search looks into.
+        place: where the rows are on disk; None: in memory.
     """
 
     index: Any
     probes: int
+    place: Path | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Rows on disk stay there: another process reads the same files."""
+        return _remade, (self.index if self.place is None else None, self.probes, self.place)
 
     @classmethod
     def fit(cls, rows: npt.NDArray[Any], folder: Path | None = None) -> Cells:
@@ -69,17 +75,15 @@ class Cells:
             DataError: rows that are not finite.
             StorageError: the disk refuses.
         """
-        if folder is None:
-            index = _trained(rows)
-            for start in range(0, len(rows), BLOCK):
-                index.add(_single(rows[start : start + BLOCK]))
-        else:
-            place = make_folder(folder) / f"cells-{_hash_of(rows)[:32]}"
+        if folder is not None:
+            place = make_folder(folder).resolve() / f"cells-{_hash_of(rows)[:32]}"
             if not place.exists():
                 with new_folder(place) as fresh:
-                    _write(rows, fresh)
-            index = _mapped(place)
-        # where each row lies, so that rows can be read back
+                    _write(rows, fresh, place)
+            return _remade(None, 1, place)
+        index = _trained(rows)
+        for start in range(0, len(rows), BLOCK):
+            index.add(_single(rows[start : start + BLOCK]))
         index.make_direct_map()
         return cls(index=index, probes=1)
 
@@ -117,8 +121,8 @@ def _trained(rows: npt.NDArray[Any]) -> Any:
     return index
 
 
-def _write(rows: npt.NDArray[Any], folder: Path) -> None:
-    """Fills an index shard by shard, each of which goes to disk before the next, and merges them there."""
+def _write(rows: npt.NDArray[Any], folder: Path, place: Path) -> None:
+    """Fills an index shard by shard, each of which goes to disk before the next, and merges them there; the folder is `place` in the end."""
     import faiss
     from faiss.contrib.ondisk import merge_ondisk
 
@@ -134,7 +138,17 @@ def _write(rows: npt.NDArray[Any], folder: Path) -> None:
             faiss.write_index(shard, files[-1])
         with _quiet():
             merge_ondisk(index, files, str(folder / CELLS))
+    lists: Any = faiss.downcast_InvertedLists(index.invlists)
+    lists.filename = str(place / CELLS)
     faiss.write_index(index, str(folder / INDEX))
+
+
+def _remade(index: Any, probes: int, place: Path | None) -> Cells:
+    if place is not None:
+        index = _mapped(place)
+        # where each row lies, so that rows can be read back
+        index.make_direct_map()
+    return Cells(index=index, probes=probes, place=place)
 
 
 def _mapped(folder: Path) -> Any:

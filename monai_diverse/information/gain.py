@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ class InformationGain:
         noise: variance of the observation noise relative to the prior.
         max_points: a larger reference is thinned to this many points, each the one with the most information beyond those
             chosen before, out of 20,000 evenly spaced ones where there are more. Posterior variances are then upper bounds.
+        folder: as of `Neighbours`, for the length scale.
 
     Raises:
         RecipeError: a length scale or noise that is not above 0, or `max_points` below 1.
@@ -47,13 +49,14 @@ class InformationGain:
         lengthscale: float | None = None,
         noise: float = 0.1,
         max_points: int = 2048,
+        folder: Path | None = None,
     ) -> None:
         for name, value in (("lengthscale", lengthscale), ("noise", noise), ("max_points", max_points)):
             if value is not None and not value > 0:
                 raise RecipeError(f"{name}: expected above 0, got {value}")
         rows = np.asarray(reference)
         self.noise = noise
-        self.lengthscale = _median_nearest(rows, groups) if lengthscale is None else lengthscale
+        self.lengthscale = _median_nearest(rows, groups, folder) if lengthscale is None else lengthscale
         points = np.array(rows[evenly_spaced(len(rows), POOL)] if len(rows) > max_points else rows, np.float64)
         self._points, self._factor = points[:0], np.zeros((0, 0))
         self._latest: tuple[DoubleArray, InformationGain] | None = None
@@ -139,8 +142,8 @@ class InformationGain:
         self._points, self._factor = np.concatenate([self._points, points]) if old else points, factor
 
 
-def _median_nearest(points: npt.NDArray[Any], groups: IntArray | None) -> float:
-    scale = float(np.median(Neighbours(points, groups).within(1)))
+def _median_nearest(points: npt.NDArray[Any], groups: IntArray | None, folder: Path | None) -> float:
+    scale = float(np.median(Neighbours(points, groups, folder=folder).within(1)))
     if not scale > 0:
         raise DataError("information gain: expected reference features that differ, but most rows repeat another; group near-duplicates")
     return scale

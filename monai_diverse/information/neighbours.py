@@ -49,10 +49,10 @@ class Neighbours:
         if table.ndim != 2 or not len(table):
             raise DataError(f"neighbours: expected at least one row of features (n, d), got shape {table.shape}")
         self._count, self._width = int(table.shape[0]), int(table.shape[1])
-        self._groups = np.arange(len(table)) if groups is None else np.asarray(groups)
-        if self._groups.shape != (len(table),):
+        self._groups = None if groups is None else np.asarray(groups)
+        if self._groups is not None and self._groups.shape != (len(table),):
             raise DataError(f"neighbours: expected {len(table)} group numbers, one a row, got shape {self._groups.shape}")
-        self._largest_group = int(np.unique(self._groups, return_counts=True)[1].max())
+        self._largest_group = 1 if self._groups is None else int(np.unique(self._groups, return_counts=True)[1].max())
         self._rows = _kept(table, index_from, folder)
 
     def __len__(self) -> int:
@@ -100,7 +100,7 @@ class Neighbours:
             DataError: some row has fewer than k rows outside its group.
         """
         chosen = evenly_spaced(len(self), len(self) if sample is None else sample)
-        return self.distances(self._rows.at(chosen), k, leave_out=self._groups[chosen])
+        return self.distances(self._rows.at(chosen), k, leave_out=self._group_of(chosen))
 
     def recall(self, k: int = 5, *, query: npt.ArrayLike | None = None, sample: int = 256) -> float:
         """The share of the true k nearest that is found, in [0, 1]; 1 if the search is exact.
@@ -114,9 +114,12 @@ class Neighbours:
             DataError: as `distances`.
         """
         chosen = evenly_spaced(len(self), sample)
-        points, groups = (self._rows.at(chosen), self._groups[chosen]) if query is None else (query, None)
+        points, groups = (self._rows.at(chosen), self._group_of(chosen)) if query is None else (query, None)
         found = self._search(points, k, groups)[0]
         return 1.0 if self.exact else share_found(found, self._search(points, k, groups, everywhere=True)[0])
+
+    def _group_of(self, indices: IntArray) -> IntArray:
+        return indices if self._groups is None else self._groups[indices]
 
     def _search(self, query: npt.ArrayLike, k: int, groups: IntArray | None, *, everywhere: bool = False) -> tuple[DoubleArray, IntArray]:
         points, most = np.asarray(query), len(self) if groups is None else self.most
@@ -138,7 +141,7 @@ class Neighbours:
         search = self._rows.everywhere if everywhere else self._rows.search
         distances, indices = search(points, k if groups is None else k + self._largest_group)
         if groups is not None:
-            distances = np.where(self._groups[indices] == groups[:, None], np.inf, distances)
+            distances = np.where(self._group_of(indices) == groups[:, None], np.inf, distances)
             order = np.argsort(distances, axis=1, kind="stable")
             distances, indices = np.take_along_axis(distances, order, 1), np.take_along_axis(indices, order, 1)
         distances, indices = distances[:, :k], indices[:, :k]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 
@@ -45,6 +47,7 @@ class Surprisal:
         groups: int (n,) of the reference, left out together; None: every row its own.
         neighbours: k of d_k.
         dimension_neighbours: k of the intrinsic dimension. Both k are lowered where the reference is too small.
+        folder: as of `Neighbours`.
 
     Attributes:
         dimension: the intrinsic dimension, at most d.
@@ -63,6 +66,7 @@ class Surprisal:
         groups: IntArray | None = None,
         neighbours: int = 5,
         dimension_neighbours: int = 10,
+        folder: Path | None = None,
     ) -> None:
         for name, value, least in (("neighbours", neighbours, 1), ("dimension_neighbours", dimension_neighbours, 2)):
             if value < least:
@@ -70,7 +74,7 @@ class Surprisal:
         real = np.asarray(calibration, np.float64)
         if not len(real):
             raise DataError("surprisal: expected at least one calibration image, got none")
-        self._index = Neighbours(reference, groups)
+        self._index = Neighbours(reference, groups, folder=folder)
         self._neighbours = min(neighbours, len(self._index))
         within = self._index.within(max(2, min(dimension_neighbours, self._index.most)))
         self.dimension = min(intrinsic_dimension(within), float(np.shape(reference)[1]))

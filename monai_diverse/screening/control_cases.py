@@ -83,7 +83,8 @@ def control_cases(
     for corruption in CORRUPTIONS:
         if not corruption.near_copy or len(known):
             expected = corruption.expected.format(seen=SEEN[screen.against["copies"]])
-            yield _corrupted(corruption, seen[known] if corruption.near_copy else unseen, expected, count, seed)
+            real, among = (seen, known) if corruption.near_copy else (unseen, np.arange(len(unseen)))
+            yield _corrupted(corruption, real, among, expected, count, seed)
     if foreign is not None:
         yield foreign
     if len(screen.classes) > 1:
@@ -128,9 +129,10 @@ def _as_they_are(name: str, data: LabelledImages, groups: IntArray | None, expec
     return Case(name=name, expected=expected, on_average=on_average, labels=data.labels, groups=groups, image=data.images.__getitem__)
 
 
-def _corrupted(corruption: Corruption, real: LabelledImages | Views, expected: str, count: int, seed: int) -> Case:
+def _corrupted(corruption: Corruption, real: LabelledImages | Views, among: IntArray, expected: str, count: int, seed: int) -> Case:
     variants = None if corruption.variants is None else corruption.variants(real.images.shape[1:])
-    source, variant = picks(len(real), variants, count, _random(seed, corruption.name))
+    picked, variant = picks(len(among), variants, count, _random(seed, corruption.name))
+    source = among[picked]
 
     def image(number: int) -> FloatArray:
         # numbered from 1, since 0 is the stream that chose the sources

@@ -60,7 +60,9 @@ class CopyGate:
         Raises:
             DataError: fewer than two groups of images.
         """
-        index = Neighbours(_middle(real.seen.images, self), real.seen.groups)
+        settings = {"copies": [self.max_shift, self.side]}
+        middles = real.tables.of(real.seen.images, settings, lambda images: _middle(images, self))
+        index = Neighbours(middles, real.seen.groups, folder=real.tables.folder)
         rows = np.unique(np.linspace(0, len(index) - 1, min(self.sample, len(index))).round().astype(np.int64))
         between = _distance(index, real.seen.images[rows], self, leave_out=real.seen.group_ids[rows])
         admissible = max(self.floor, float(np.quantile(between, self.quantile)))

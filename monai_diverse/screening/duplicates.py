@@ -45,9 +45,9 @@ class DuplicateGate:
         Raises:
             DataError: fewer than two groups of reference images.
         """
-        reference = real.reference
-        usual = float(np.median(Neighbours(reference.features, reference.groups).within(1)))
-        close = float(np.quantile(Neighbours(reference.pixels, reference.groups).within(1), self.pixel_quantile))
+        reference, folder = real.reference, real.tables.folder
+        usual = float(np.median(Neighbours(reference.features, reference.groups, folder=folder).within(1)))
+        close = float(np.quantile(Neighbours(reference.pixels, reference.groups, folder=folder).within(1), self.pixel_quantile))
         return FittedDuplicates(admissible=max(SMALLEST, self.share * usual), admissible_pixels=max(SMALLEST, close))
 
 

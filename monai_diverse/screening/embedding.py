@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy.typing as npt
 from monai_diverse.data import FloatArray, IntArray, LabelledImages, check_images, check_labels
 from monai_diverse.errors import DataError
 from monai_diverse.features import PCA, BlockExtractor, FeatureExtractor, FittedPCA, PixelFeatures
+from monai_diverse.screening.tables import IN_MEMORY, Tables, fitted_rows, in_blocks, large
 from monai_diverse.screening.views import Views
 
 
@@ -30,13 +32,17 @@ class Embedding:
     shape: tuple[int, ...]
 
     @classmethod
-    def fit(cls, extractor: FeatureExtractor, reference: LabelledImages, *, components: int, pixel_side: int) -> tuple[Embedding, Views]:
+    def fit(
+        cls, extractor: FeatureExtractor, reference: LabelledImages, *, components: int, pixel_side: int, tables: Tables = IN_MEMORY
+    ) -> tuple[Embedding, Views]:
         """Fits the components on the reference; the reference's own views come with it, so that it passes the extractor once.
+
+        A large reference is not held in features: components are fitted on some of it (`fitted_rows`).
 
         Raises:
             DataError: a reference of fewer than two images, or of images that the extractor cannot tell apart.
         """
-        raw = extractor(reference.images)
+        raw = in_blocks(reference.images, fitted_rows(len(reference)), extractor)
         shape = reference.images.shape[1:]
         blocks = extractor.widths(shape) if isinstance(extractor, BlockExtractor) else None
         embedding = cls(
@@ -45,11 +51,21 @@ class Embedding:
             pixels=PixelFeatures(max_side=pixel_side, average_channels=True),
             shape=shape,
         )
-        return embedding, embedding._views(reference, raw)
+        return embedding, embedding.views(reference, tables) if large(len(reference)) else embedding._views(reference, raw)
 
-    def views(self, data: LabelledImages) -> Views:
-        """Views of labelled images, groups kept."""
-        return self._views(data, self.extractor(data.images))
+    def views(self, data: LabelledImages, tables: Tables = IN_MEMORY) -> Views:
+        """Views of labelled images, groups kept; of a large set the pixels and features are where `tables` keeps them."""
+        if not large(len(data)):
+            return self._views(data, self.extractor(data.images))
+        features = tables.of(data.images, {"features": self.extractor.fingerprint, "components": self._components_hash()}, self._features)
+        return Views(
+            images=data.images,
+            labels=data.labels,
+            groups=data.groups,
+            pixels=tables.of(data.images, {"pixels": self.pixels.fingerprint}, self.pixels),
+            features=features[:, :-1],
+            residual=features[:, -1],
+        )
 
     def views_of(self, images: npt.ArrayLike, labels: npt.ArrayLike) -> Views:
         """Views of images (n, channels, *spatial) in [0, 1] with labels (n,), n from 0.
@@ -66,6 +82,15 @@ class Embedding:
         if checked.shape[1:] != self.shape:
             raise DataError(f"images: expected shape (n, {', '.join(map(str, self.shape))}) as the reference, got {checked.shape}; resize them")
         return self.views(LabelledImages(images=checked, labels=check_labels(labels, count)))
+
+    def _features(self, images: FloatArray) -> FloatArray:
+        """Coordinates (n, k) and, in a last column, residuals."""
+        raw = self.extractor(images)
+        return np.column_stack([self.components.transform(raw), self.components.residual(raw)])
+
+    def _components_hash(self) -> str:
+        parts = (self.components.mean, self.components.components, self.components.scale, self.components.units)
+        return hashlib.sha256(b"".join(part.tobytes() for part in parts if part is not None)).hexdigest()
 
     def _views(self, data: LabelledImages, raw: FloatArray) -> Views:
         return self._assemble(data.images, data.labels, data.groups, raw)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -61,7 +62,7 @@ class NoveltyGate:
                 any p-value to reach `alpha`.
         """
         require_known(real.calibration.labels, real.classes)
-        distances = _Distances(real.reference, self.neighbours)
+        distances = _Distances(real.reference, self.neighbours, real.tables.folder)
         calibration = real.calibration
         needed = groups_needed(self.alpha, reaching=True)
         conformal = ClassConformal.fit(
@@ -78,8 +79,8 @@ class NoveltyGate:
 class _Distances:
     """Smallest log(d_k / typical d_k) over k, to the reference."""
 
-    def __init__(self, reference: Views, neighbours: tuple[int, ...]) -> None:
-        self._index = Neighbours(reference.features, reference.group_ids)
+    def __init__(self, reference: Views, neighbours: tuple[int, ...], folder: Path | None) -> None:
+        self._index = Neighbours(reference.features, reference.group_ids, folder=folder)
         if self._index.most < 1:
             raise DataError(f"novelty: expected reference images of at least 2 groups, got {len(self._index)} image(s) of one; add some")
         self._k = sorted({min(k, self._index.most) for k in neighbours})

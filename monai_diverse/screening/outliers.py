@@ -15,6 +15,7 @@ from monai_diverse.features import PCA, BlockExtractor, EfficientNetTextures, Fe
 from monai_diverse.information.neighbours import DoubleArray, Neighbours
 from monai_diverse.screening.calibrate import calibration_limit, check_level
 from monai_diverse.screening.profiles import foreground_share, intensity_profile, otsu_threshold, spectral_profile
+from monai_diverse.screening.tables import Compute, Tables, fitted_rows, in_blocks
 from monai_diverse.screening.views import Real, Views
 
 SMALLEST = 1e-9
@@ -85,7 +86,7 @@ class OutlierGate:
         Raises:
             DataError: a reference of fewer than two images or of equal ones, or no calibration images.
         """
-        measures = _Measures.fit(self, real.reference)
+        measures = _Measures.fit(self, real.reference, real.tables)
         groups = real.calibration.group_ids
         limits = {name: max(SMALLEST, self._limit(name, values, groups)) for name, values in measures.of(real.calibration).items()}
         return FittedOutliers(measures=measures, limits=limits)
@@ -109,23 +110,33 @@ class _Measures:
     areas: Neighbours
 
     @classmethod
-    def fit(cls, settings: OutlierGate, reference: Views) -> _Measures:
-        plane = PCA(n_components=settings.components, whiten=False).fit(reference.pixels)
-        threshold = otsu_threshold(reference.images)
+    def fit(cls, settings: OutlierGate, reference: Views, tables: Tables) -> _Measures:
+        images, rows = reference.images, fitted_rows(len(reference))
+        pixels = reference.pixels[rows]
+        plane = PCA(n_components=settings.components, whiten=False).fit(pixels)
+        threshold = otsu_threshold(images)
+
+        def index(name: str, how: list[float], compute: Compute) -> Neighbours:
+            return Neighbours(tables.of(images, {name: how}, compute), folder=tables.folder)
+
         return cls(
             settings=settings,
-            textures=tuple(_Texture.fit(block) for block in _blocks(settings.textures, reference.images)),
+            textures=tuple(_Texture.fit(block) for block in _blocks(settings.textures, images, rows)),
             plane=plane,
-            covariance=LedoitWolf().fit(plane.transform(reference.pixels).astype(np.float64)),
-            intensities=Neighbours(intensity_profile(reference.images, settings.intensity_bins)),
-            spectra=Neighbours(spectral_profile(reference.images, settings.spectrum_bins, settings.spectrum_floor)),
+            covariance=LedoitWolf().fit(plane.transform(pixels).astype(np.float64)),
+            intensities=index("intensity", [settings.intensity_bins], lambda part: intensity_profile(part, settings.intensity_bins)),
+            spectra=index(
+                "spectrum",
+                [settings.spectrum_bins, settings.spectrum_floor],
+                lambda part: spectral_profile(part, settings.spectrum_bins, settings.spectrum_floor),
+            ),
             foreground=threshold,
-            areas=Neighbours(foreground_share(reference.images, threshold)),
+            areas=index("foreground", [threshold], lambda part: foreground_share(part, threshold)),
         )
 
     def of(self, views: Views) -> dict[str, DoubleArray]:
         s, k = self.settings, min(self.settings.neighbours, len(self.spectra))
-        blocks = _blocks(s.textures, views.images)
+        blocks = _blocks(s.textures, views.images, slice(None))
         values = {f"texture_{i}": texture(block) for i, (texture, block) in enumerate(zip(self.textures, blocks, strict=True))}
         values |= {
             "mahalanobis": _mahalanobis(self.covariance, self.plane.transform(views.pixels)),
@@ -162,10 +173,10 @@ class _Texture:
         return _mahalanobis(self.covariance, (block[:, self.columns] - self.mean) / self.scale)
 
 
-def _blocks(extractor: FeatureExtractor | None, images: FloatArray) -> list[FloatArray]:
+def _blocks(extractor: FeatureExtractor | None, images: FloatArray, rows: IntArray | slice) -> list[FloatArray]:
     if extractor is None:
         return []
-    vectors = extractor(images)
+    vectors = in_blocks(images, rows, extractor)
     widths = extractor.widths(images.shape[1:]) if isinstance(extractor, BlockExtractor) else (vectors.shape[1],)
     return np.split(vectors, np.cumsum(widths)[:-1], axis=1)
 

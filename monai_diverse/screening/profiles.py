@@ -42,7 +42,9 @@ def otsu_threshold(images: FloatArray, bins: int = 256) -> float:
     Returns:
         A threshold in (0, 1); .5 for images of one single intensity.
     """
-    counts, edges = np.histogram(images.mean(axis=1, dtype=np.float32), bins=bins, range=(0, 1))
+    edges = np.linspace(0, 1, bins + 1)
+    parts = (images[start : start + CHUNK].mean(axis=1, dtype=np.float32) for start in range(0, len(images), CHUNK))
+    counts = sum((np.histogram(part, bins=bins, range=(0, 1))[0] for part in parts), np.zeros(bins, np.int64))
     share = counts / counts.sum()
     centres = (edges[:-1] + edges[1:]) / 2
     below, moment = np.cumsum(share)[:-1], np.cumsum(share * centres)

@@ -13,6 +13,7 @@ from monai_diverse.data import FloatArray, IntArray
 from monai_diverse.errors import RecipeError
 from monai_diverse.information.neighbours import DoubleArray
 from monai_diverse.screening.calibrate import ClassConformal, check_level, groups_needed, require_groups
+from monai_diverse.screening.tables import fitted_rows, large
 from monai_diverse.screening.views import FittedOn, Real, Views, check_fitted_on, require_known
 
 
@@ -62,7 +63,7 @@ class RelevanceGate:
         threshold = float(np.float32(1 - self.level))
         if len(real.classes) < 2:
             return FittedRelevance(classes=real.classes, classifier=None, conformal=None, strength=None, threshold=threshold)
-        known = real.seen if self.fitted_on == "generator_train" else real.reference
+        known = _learnt_from(real.seen if self.fitted_on == "generator_train" else real.reference)
         strength = self._best_strength(known)
         classifier = _classifier(strength).fit(known.features.astype(np.float64), known.labels)
         needed, calibration = groups_needed(self.level, reaching=False), real.calibration
@@ -127,6 +128,14 @@ class FittedRelevance:
     def notes(self) -> dict[str, Any]:
         """The regularisation chosen, and how classes were calibrated."""
         return {"strength": self.strength, "categories": [] if self.conformal is None else self.conformal.notes()}
+
+
+def _learnt_from(known: Views) -> Views:
+    """All of them; of a large set some of each class (`fitted_rows`)."""
+    if not large(len(known)):
+        return known
+    members = (np.flatnonzero(known.labels == c) for c in np.unique(known.labels))
+    return known[np.sort(np.concatenate([own[fitted_rows(len(own))] for own in members]))]
 
 
 def _classifier(strength: float) -> LogisticRegression:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
@@ -24,6 +25,7 @@ from monai_diverse.screening.gate import FittedGate, Gate
 from monai_diverse.screening.novelty import NoveltyGate
 from monai_diverse.screening.outliers import OutlierGate
 from monai_diverse.screening.relevance import RelevanceGate
+from monai_diverse.screening.tables import Tables
 from monai_diverse.screening.verdict import REASONS, Verdict
 from monai_diverse.screening.views import FittedOn, Real, Views, check_fitted_on, require_known
 from monai_diverse.screening.yields import Yield
@@ -49,6 +51,9 @@ class NoveltyScreen:
         gain_noise: noise variance of the process behind `information_gain`, relative to its prior.
         twin_correlation: images that are given without groups are grouped with those that they nearly repeat: pixels that correlate above this. None:
             every image is its own group; so it is in sets of more than 20,000, whose images are not compared with one another.
+        folder: where features, pixels and indices of more than 50,000 real images are kept as files, found again by the images and the settings, and
+            searched from there (needs the extra `faiss`); give images as a memory map then. Verdicts are the same; None: in memory. Nothing is ever
+            deleted from it, and it may be deleted when no process uses it.
     """
 
     extractor: FeatureExtractor = field(default_factory=EfficientNetLite0)
@@ -62,6 +67,7 @@ class NoveltyScreen:
     duplicate: DuplicateGate = field(default_factory=DuplicateGate)
     gain_noise: float = 0.1
     twin_correlation: float | None = 0.95
+    folder: str | Path | None = None
 
     def __post_init__(self) -> None:
         if self.components < 1:
@@ -110,14 +116,15 @@ class NoveltyScreen:
             raise DataError("screen: expected a reference, or what the generator was trained on to stand in for it, got neither")
         require_disjoint(reference, calibration, generator_train)
         fitted_on = generator_train if self.fitted_on == "generator_train" and generator_train is not None else reference
-        embedding, views = Embedding.fit(self.extractor, fitted_on, components=self.components, pixel_side=self.pixel_side)
+        tables = Tables(None if self.folder is None else Path(self.folder))
+        embedding, views = Embedding.fit(self.extractor, fitted_on, components=self.components, pixel_side=self.pixel_side, tables=tables)
 
         def seen_as(data: LabelledImages) -> Views:
-            return views if data is fitted_on else embedding.views(data)
+            return views if data is fitted_on else embedding.views(data, tables)
 
         own = seen_as(reference)
         known = None if generator_train is None else own if generator_train is reference else seen_as(generator_train)
-        real = Real(reference=own, calibration=embedding.views(calibration), generator_train=known)
+        real = Real(reference=own, calibration=embedding.views(calibration), generator_train=known, tables=tables)
         return FittedScreen(
             real=real,
             settings=self.settings(),
@@ -126,9 +133,9 @@ class NoveltyScreen:
             classes=real.classes,
             gates={gate.reason: gate.fit(real) for gate in self.gates[:-1]},
             duplicates=self.duplicate.fit(real),
-            gain=InformationGain(own.features, groups=own.groups, noise=self.gain_noise),
-            surprisal=Surprisal(own.features, real.calibration.features, groups=own.groups),
-            seen=Neighbours(real.seen.features),
+            gain=InformationGain(own.features, groups=own.groups, noise=self.gain_noise, folder=tables.folder),
+            surprisal=Surprisal(own.features, real.calibration.features, groups=own.groups, folder=tables.folder),
+            seen=Neighbours(real.seen.features, folder=tables.folder),
         )
 
     @overload
@@ -223,6 +230,11 @@ class FittedScreen:
     def screen(self, images: npt.ArrayLike, labels: npt.ArrayLike, accepted: Views | None = None) -> list[Verdict]:
         """`embed`, then `judge`."""
         return self.judge(self.embed(images, labels), accepted)
+
+    def for_judging(self) -> FittedScreen:
+        """The same screen without the images that it was fitted on, which may be large and which only `controls` looks at again."""
+        nothing = self.real.reference[:0]
+        return replace(self, real=Real(reference=nothing, calibration=nothing))
 
     def without(self, *reasons: str) -> FittedScreen:
         """The same screen without some of its gates, for ablations; verdicts then lack their scores.

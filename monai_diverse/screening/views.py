@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from monai_diverse.data import FloatArray, IntArray
 from monai_diverse.errors import DataError, RecipeError
+from monai_diverse.screening.tables import IN_MEMORY, Tables
 
 FittedOn = Literal["reference", "generator_train"]
 """Which real images something is fitted on: what the user has, or what the generator saw, which may be many more."""
@@ -83,11 +84,13 @@ class Real:
         calibration: real images of other patients, as a new one would be: nothing is fitted on them, thresholds are read off them.
         generator_train: what the generator saw, for copies (mirrored images too if it was trained on those, in the group of
             their original); None: unknown.
+        tables: where gates keep what they know of each of these images.
     """
 
     reference: Views
     calibration: Views
     generator_train: Views | None = None
+    tables: Tables = IN_MEMORY
 
     @property
     def seen(self) -> Views:
