@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,9 @@ def new_folder(path: Path) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
         temporary.chmod(0o777 & ~UMASK)
         yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _sync_file(file)
         temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
@@ -112,6 +115,26 @@ def new_folder(path: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def kept_folder(path: Path, write: Callable[[Path], None]) -> Path:
+    """A folder whose name says all that is in it: what is there, or what `write` puts into it; of two processes that write at once, one wins.
+
+    Args:
+        path: of the folder.
+        write: is given a temporary folder beside it.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    if not path.exists():
+        try:
+            with new_folder(path) as fresh:
+                write(fresh)
+        except StorageError:
+            if not path.exists():
+                raise
+    return path
 
 
 def sha256_of(content: bytes | Path) -> str:
@@ -125,6 +148,11 @@ def sha256_of(content: bytes | Path) -> str:
 def fingerprint_of(value: Any) -> str:
     """The SHA-256 of a JSON value in canonical form: sorted keys, no spaces."""
     return sha256_of(json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode())
+
+
+def _sync_file(file: Path) -> None:
+    with file.open("rb+") as stream:
+        os.fsync(stream.fileno())
 
 
 def _sync_folder(folder: Path) -> None:

@@ -142,8 +142,7 @@ def test_rows_may_lie_in_a_file_and_are_read_in_blocks(tmp_path: Path, monkeypat
     x = manifold(3000, 4).astype(np.float32)
     np.save(tmp_path / "x.npy", x)
     whole = Neighbours(x, index_from=1)
-    monkeypatch.setattr(cells, "BLOCK", 700)
-    monkeypatch.setattr(tables, "BLOCK", 700)
+    monkeypatch.setattr(cells, "BLOCK", 4 * 700)
     monkeypatch.setattr(tables, "GATHERED", 50)
     monkeypatch.setattr(neighbours, "CHUNK", 13)
     mapped = Neighbours(np.load(tmp_path / "x.npy", mmap_mode="r"), index_from=1)
@@ -172,8 +171,8 @@ def test_the_index_says_what_is_wrong() -> None:
 
 def test_index_on_disk_answers_as_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("faiss")
-    monkeypatch.setattr(cells, "SHARD", 7_000)
-    monkeypatch.setattr(cells, "BLOCK", 2_048)
+    monkeypatch.setattr(cells, "SHARD", 32 * 7_000)
+    monkeypatch.setattr(cells, "BLOCK", 32 * 2_048)
     x, query = manifold(20_000, 32).astype(np.float32), manifold(200, 32, 1)
     inside, outside = Neighbours(x, index_from=1), Neighbours(x, index_from=1, folder=tmp_path / "index")
     assert capfd.readouterr().out == "", "standard output may be a caller's JSON"
@@ -188,6 +187,21 @@ def test_index_on_disk_answers_as_in_memory(tmp_path: Path, monkeypatch: pytest.
     again = Neighbours(x, index_from=1, folder=tmp_path / "index")
     assert not made, "the index that is there should be used"
     np.testing.assert_array_equal(again.distances(query, 5), inside.distances(query, 5))
+
+
+def test_blocks_are_as_large_as_their_numbers_allow() -> None:
+    assert [part.stop - part.start for part in cells.blocks(10, 3, 12)] == [4, 4, 2]
+    assert [part.stop - part.start for part in cells.blocks(3, 100, 12)] == [1, 1, 1], "a row is not divided"
+    assert list(cells.blocks(0, 3)) == []
+
+
+def test_an_index_that_is_not_there_is_named(tmp_path: Path) -> None:
+    """As on a machine to which the folder was not given."""
+    pytest.importorskip("faiss")
+    sent = pickle.dumps(Neighbours(manifold(3_000, 8), index_from=1, folder=tmp_path / "here"))
+    (tmp_path / "here").rename(tmp_path / "there")
+    with pytest.raises(DataError, match="found none; give every machine the same folder"):
+        pickle.loads(sent)
 
 
 def test_index_of_other_rows_is_another(tmp_path: Path) -> None:

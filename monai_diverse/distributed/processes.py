@@ -7,7 +7,7 @@ import pickle
 import queue
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_all_start_methods, get_context
@@ -20,9 +20,10 @@ import torch
 from monai_diverse.batches import Drawer
 from monai_diverse.devices import require_device
 from monai_diverse.distributed.pool import Pool
-from monai_diverse.distributed.worker import WAITING, Commission, JobWorker, Reply, Task
+from monai_diverse.distributed.worker import Commission, JobWorker, Reply, Task
 from monai_diverse.errors import RecipeError
 from monai_diverse.job import Job
+from monai_diverse.threads import waiting_gives_way
 
 IMPORTED = ("monai.networks.nets", "monai_diverse.distributed.worker", "monai_diverse.features")
 GRACE = 5.0
@@ -98,17 +99,6 @@ def _context() -> BaseContext:
     return context
 
 
-@contextmanager
-def _environment(defaults: Mapping[str, str]) -> Iterator[None]:
-    added = {name: value for name, value in defaults.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            del os.environ[name]
-
-
 class _Process:
     """One process and the pipe to it."""
 
@@ -117,7 +107,7 @@ class _Process:
         self.pipe, there = context.Pipe()
         self._ended = False
         self._process: BaseProcess = context.Process(target=_work, args=(there,), daemon=True)  # type: ignore[attr-defined]
-        with _environment(WAITING):
+        with waiting_gives_way():
             self._process.start()
         there.close()  # so that the pipe ends when the process does
         self._write((commission, device))

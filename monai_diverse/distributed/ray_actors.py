@@ -13,9 +13,10 @@ from typing import Any
 from monai_diverse.batches import Drawer
 from monai_diverse.distributed.pool import Pool
 from monai_diverse.distributed.processes import check_count
-from monai_diverse.distributed.worker import WAITING, Commission, JobWorker, Reply, Task
+from monai_diverse.distributed.worker import Commission, JobWorker, Reply, Task
 from monai_diverse.errors import MissingExtraError, RecipeError
 from monai_diverse.job import Job
+from monai_diverse.threads import WAITING
 
 AUTO = "auto"
 TOLD = 300

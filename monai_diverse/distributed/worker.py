@@ -25,10 +25,6 @@ MADE_THERE = ("source", "real")
 """Parts of a job that do not travel: each worker loads the source itself, on its own device, and real images are needed for fitting only."""
 
 
-WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""Environment of workers: threads that wait for others must not keep those from a core, where workers have more threads than there are cores."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Commission:
     """What a worker needs in order to draw for a job; one for all workers.

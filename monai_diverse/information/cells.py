@@ -19,17 +19,19 @@ from sklearn.utils import assert_all_finite
 
 from monai_diverse.data import FloatArray, IntArray
 from monai_diverse.errors import DataError
-from monai_diverse.storage import make_folder, new_folder
+from monai_diverse.storage import kept_folder, make_folder
 
-BLOCK = 65_536
-"""Rows that are converted at a time, so that a second copy of all of them is never needed."""
+BLOCK = 2**24
+"""Numbers of rows that are converted at a time (64 MiB), so that a second copy of all of them is never needed."""
 TRAINED_ON = 64
 """Rows a cell that its centre is found from."""
 ITERATIONS = 10
 SEED = 0
 CELLS, INDEX = "cells.ivfdata", "index.faiss"
-SHARD = 2**20
-"""Rows that an index on disk takes up at a time, and so holds in memory while it is made."""
+SHARD = 2**26
+"""Numbers that an index on disk takes up at a time (256 MiB), and so holds in memory while it is made."""
+FORMAT = 1
+"""Of indices in a folder: raised when the same rows are put into other cells, so that older ones are not found."""
 
 
 def faiss_installed() -> bool:
@@ -77,13 +79,10 @@ class Cells:
         """
         if folder is not None:
             place = make_folder(folder).resolve() / f"cells-{_hash_of(rows)[:32]}"
-            if not place.exists():
-                with new_folder(place) as fresh:
-                    _write(rows, fresh, place)
-            return _remade(None, 1, place)
+            return _remade(None, 1, kept_folder(place, lambda fresh: _write(rows, fresh)))
         index = _trained(rows)
-        for start in range(0, len(rows), BLOCK):
-            index.add(_single(rows[start : start + BLOCK]))
+        for part in blocks(len(rows), rows.shape[1]):
+            index.add(_single(rows[part]))
         index.make_direct_map()
         return cls(index=index, probes=1)
 
@@ -121,25 +120,24 @@ def _trained(rows: npt.NDArray[Any]) -> Any:
     return index
 
 
-def _write(rows: npt.NDArray[Any], folder: Path, place: Path) -> None:
-    """Fills an index shard by shard, each of which goes to disk before the next, and merges them there; the folder is `place` in the end."""
+def _write(rows: npt.NDArray[Any], folder: Path) -> None:
+    """Fills an index shard by shard, each of which goes to disk before the next, and merges them there."""
     import faiss
     from faiss.contrib.ondisk import merge_ondisk
 
     index = _trained(rows)
     with tempfile.TemporaryDirectory(dir=folder) as parts:
         files = []
-        for first in range(0, len(rows), SHARD):
+        for whole in blocks(len(rows), rows.shape[1], SHARD):
             shard = faiss.clone_index(index)
-            for start in range(first, min(first + SHARD, len(rows)), BLOCK):
-                part = _single(rows[start : min(start + BLOCK, first + SHARD)])
-                shard.add_with_ids(part, np.arange(start, start + len(part)))
-            files.append(f"{parts}/{first}")
+            for part in blocks(whole.stop - whole.start, rows.shape[1]):
+                numbers = np.arange(whole.start + part.start, whole.start + part.stop)
+                shard.add_with_ids(_single(rows[numbers[0] : numbers[-1] + 1]), numbers)
+            files.append(f"{parts}/{whole.start}")
             faiss.write_index(shard, files[-1])
-        with _quiet():
+            del shard  # the next one would be beside it in memory
+        with _stdout_to(STDERR):
             merge_ondisk(index, files, str(folder / CELLS))
-    lists: Any = faiss.downcast_InvertedLists(index.invlists)
-    lists.filename = str(place / CELLS)
     faiss.write_index(index, str(folder / INDEX))
 
 
@@ -155,9 +153,11 @@ def _mapped(folder: Path) -> Any:
     """An index whose rows stay on disk."""
     import faiss
 
+    if not folder.exists():
+        raise DataError(f"{folder}: expected the index of neighbours that a screen was fitted with, found none; give every machine the same folder")
     try:
-        with _quiet():
-            index: Any = faiss.read_index(str(folder / INDEX), faiss.IO_FLAG_ONDISK_SAME_DIR)
+        with open(os.devnull, "wb") as nowhere, _stdout_to(nowhere.fileno()):
+            index: Any = faiss.read_index(str(folder / INDEX), faiss.IO_FLAG_ONDISK_SAME_DIR | faiss.IO_FLAG_READ_ONLY)
         lists: Any = faiss.downcast_InvertedLists(index.invlists)
         whole = (folder / CELLS).stat().st_size == lists.totsize  # a shorter map would end the process
     except (OSError, RuntimeError, AttributeError):
@@ -167,13 +167,16 @@ def _mapped(folder: Path) -> Any:
     return index
 
 
+STDERR = 2
+
+
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """What FAISS says of its files goes to standard error: standard output may be a caller's JSON."""
+def _stdout_to(descriptor: int) -> Iterator[None]:
+    """What FAISS says of its files goes elsewhere: standard output may be a caller's JSON."""
     sys.stdout.flush()
     kept = os.dup(1)
     try:
-        os.dup2(2, 1)
+        os.dup2(descriptor, 1)
         yield
     finally:
         os.dup2(kept, 1)
@@ -182,10 +185,16 @@ def _quiet() -> Iterator[None]:
 
 def _hash_of(rows: npt.NDArray[Any]) -> str:
     """SHA-256 of rows as they are indexed, with their number and width."""
-    digest = hashlib.sha256(repr(rows.shape).encode())
-    for start in range(0, len(rows), BLOCK):
-        digest.update(_single(rows[start : start + BLOCK]).data)
+    digest = hashlib.sha256(repr((FORMAT, rows.shape)).encode())
+    for part in blocks(len(rows), rows.shape[1]):
+        digest.update(_single(rows[part]).data)
     return digest.hexdigest()
+
+
+def blocks(count: int, width: int, numbers: int | None = None) -> Iterator[slice]:
+    """Runs of `count` rows of `width` numbers, each of `numbers` (None: `BLOCK`) at most, but of one row at least."""
+    step = max(1, (BLOCK if numbers is None else numbers) // max(1, width))
+    return (slice(start, min(start + step, count)) for start in range(0, count, step))
 
 
 def evenly_spaced(count: int, most: int) -> IntArray:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from sklearn.neighbors import NearestNeighbors
 
 from monai_diverse.data import IntArray
-from monai_diverse.information.cells import BLOCK, Cells, evenly_spaced, require_finite
+from monai_diverse.information.cells import Cells, blocks, evenly_spaced, require_finite
 
 DoubleArray = npt.NDArray[np.float64]
 
@@ -79,8 +79,8 @@ class Indexed:
     def everywhere(self, points: DoubleArray, k: int) -> tuple[DoubleArray, IntArray]:
         """As `search`, but compared with every row, block by block."""
         best, which = np.zeros((len(points), 0)), np.zeros((len(points), 0), np.int64)
-        for start in range(0, self.size, BLOCK):
-            block = np.arange(start, min(start + BLOCK, self.size))
+        for part in blocks(self.size, points.shape[1]):
+            block = np.arange(part.start, part.stop)
             distances, indices = Table(self.at(block), np.float32).search(points, min(k, len(block)))
             best, which = _lowest(np.concatenate([best, distances], 1), np.concatenate([which, block[indices]], 1), k)
         return self._measured(points, which)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from monai_diverse.data import FloatArray, IntArray, LabelledImages, check_images, check_labels
 from monai_diverse.errors import DataError
 from monai_diverse.features import PCA, BlockExtractor, FeatureExtractor, FittedPCA, PixelFeatures
-from monai_diverse.screening.tables import IN_MEMORY, Tables, fitted_rows, in_blocks, large
+from monai_diverse.screening.tables import IN_MEMORY, Tables, fitted_rows, large
 from monai_diverse.screening.views import Views
 
 
@@ -35,14 +35,14 @@ class Embedding:
     def fit(
         cls, extractor: FeatureExtractor, reference: LabelledImages, *, components: int, pixel_side: int, tables: Tables = IN_MEMORY
     ) -> tuple[Embedding, Views]:
-        """Fits the components on the reference; the reference's own views come with it, so that it passes the extractor once.
+        """Fits the components on the reference; the reference's own views come with it.
 
         A large reference is not held in features: components are fitted on some of it (`fitted_rows`).
 
         Raises:
             DataError: a reference of fewer than two images, or of images that the extractor cannot tell apart.
         """
-        raw = in_blocks(reference.images, fitted_rows(len(reference)), extractor)
+        raw = tables.of(reference.images, {"raw": extractor.fingerprint}, extractor, fitted_rows(len(reference)))
         shape = reference.images.shape[1:]
         blocks = extractor.widths(shape) if isinstance(extractor, BlockExtractor) else None
         embedding = cls(

@@ -80,7 +80,7 @@ class _Distances:
     """Smallest log(d_k / typical d_k) over k, to the reference."""
 
     def __init__(self, reference: Views, neighbours: tuple[int, ...], folder: Path | None) -> None:
-        self._index = Neighbours(reference.features, reference.group_ids, folder=folder)
+        self._index = Neighbours(reference.features, reference.groups, folder=folder)
         if self._index.most < 1:
             raise DataError(f"novelty: expected reference images of at least 2 groups, got {len(self._index)} image(s) of one; add some")
         self._k = sorted({min(k, self._index.most) for k in neighbours})

@@ -15,7 +15,7 @@ from monai_diverse.features import PCA, BlockExtractor, EfficientNetTextures, Fe
 from monai_diverse.information.neighbours import DoubleArray, Neighbours
 from monai_diverse.screening.calibrate import calibration_limit, check_level
 from monai_diverse.screening.profiles import foreground_share, intensity_profile, otsu_threshold, spectral_profile
-from monai_diverse.screening.tables import Compute, Tables, fitted_rows, in_blocks
+from monai_diverse.screening.tables import IN_MEMORY, Compute, Tables, fitted_rows
 from monai_diverse.screening.views import Real, Views
 
 SMALLEST = 1e-9
@@ -112,7 +112,7 @@ class _Measures:
     @classmethod
     def fit(cls, settings: OutlierGate, reference: Views, tables: Tables) -> _Measures:
         images, rows = reference.images, fitted_rows(len(reference))
-        pixels = reference.pixels[rows]
+        pixels = reference.pixels if rows is None else reference.pixels[rows]
         plane = PCA(n_components=settings.components, whiten=False).fit(pixels)
         threshold = otsu_threshold(images)
 
@@ -121,7 +121,7 @@ class _Measures:
 
         return cls(
             settings=settings,
-            textures=tuple(_Texture.fit(block) for block in _blocks(settings.textures, images, rows)),
+            textures=tuple(_Texture.fit(block) for block in _blocks(settings.textures, images, tables, rows)),
             plane=plane,
             covariance=LedoitWolf().fit(plane.transform(pixels).astype(np.float64)),
             intensities=index("intensity", [settings.intensity_bins], lambda part: intensity_profile(part, settings.intensity_bins)),
@@ -136,7 +136,7 @@ class _Measures:
 
     def of(self, views: Views) -> dict[str, DoubleArray]:
         s, k = self.settings, min(self.settings.neighbours, len(self.spectra))
-        blocks = _blocks(s.textures, views.images, slice(None))
+        blocks = _blocks(s.textures, views.images)
         values = {f"texture_{i}": texture(block) for i, (texture, block) in enumerate(zip(self.textures, blocks, strict=True))}
         values |= {
             "mahalanobis": _mahalanobis(self.covariance, self.plane.transform(views.pixels)),
@@ -173,10 +173,10 @@ class _Texture:
         return _mahalanobis(self.covariance, (block[:, self.columns] - self.mean) / self.scale)
 
 
-def _blocks(extractor: FeatureExtractor | None, images: FloatArray, rows: IntArray | slice) -> list[FloatArray]:
+def _blocks(extractor: FeatureExtractor | None, images: FloatArray, tables: Tables = IN_MEMORY, rows: IntArray | None = None) -> list[FloatArray]:
     if extractor is None:
         return []
-    vectors = in_blocks(images, rows, extractor)
+    vectors = tables.of(images, {"textures": extractor.fingerprint}, extractor, rows)
     widths = extractor.widths(images.shape[1:]) if isinstance(extractor, BlockExtractor) else (vectors.shape[1],)
     return np.split(vectors, np.cumsum(widths)[:-1], axis=1)
 

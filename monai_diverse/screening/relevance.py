@@ -11,10 +11,31 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from monai_diverse.data import FloatArray, IntArray
 from monai_diverse.errors import RecipeError
+from monai_diverse.information.cells import evenly_spaced
 from monai_diverse.information.neighbours import DoubleArray
 from monai_diverse.screening.calibrate import ClassConformal, check_level, groups_needed, require_groups
-from monai_diverse.screening.tables import fitted_rows, large
+from monai_diverse.screening.tables import LARGE, large
 from monai_diverse.screening.views import FittedOn, Real, Views, check_fitted_on, require_known
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Known:
+    """What the classifier learns from: features (n, d), labels (n,) and groups (n,)."""
+
+    features: DoubleArray
+    labels: IntArray
+    groups: IntArray
+
+    @classmethod
+    def of(cls, views: Views) -> _Known:
+        """All images; of a large set, up to equal shares of `LARGE` of each class, evenly spaced."""
+        labels, groups = views.labels, views.group_ids
+        rows = np.arange(len(views))
+        if large(len(views)):
+            members = [np.flatnonzero(labels == c) for c in np.unique(labels)]
+            share = max(2, LARGE // len(members))
+            rows = np.sort(np.concatenate([own[evenly_spaced(len(own), share)] for own in members]))
+        return cls(features=views.features[rows].astype(np.float64), labels=labels[rows], groups=groups[rows])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +84,9 @@ class RelevanceGate:
         threshold = float(np.float32(1 - self.level))
         if len(real.classes) < 2:
             return FittedRelevance(classes=real.classes, classifier=None, conformal=None, strength=None, threshold=threshold)
-        known = _learnt_from(real.seen if self.fitted_on == "generator_train" else real.reference)
+        known = _Known.of(real.seen if self.fitted_on == "generator_train" else real.reference)
         strength = self._best_strength(known)
-        classifier = _classifier(strength).fit(known.features.astype(np.float64), known.labels)
+        classifier = _classifier(strength).fit(known.features, known.labels)
         needed, calibration = groups_needed(self.level, reaching=False), real.calibration
         conformal = ClassConformal.fit(
             _doubt(classifier, calibration.features, calibration.labels),
@@ -77,9 +98,9 @@ class RelevanceGate:
         require_groups(conformal, needed, f"relevance at level {self.level}")
         return FittedRelevance(classes=real.classes, classifier=classifier, conformal=conformal, strength=strength, threshold=threshold)
 
-    def _best_strength(self, known: Views) -> float:
+    def _best_strength(self, known: _Known) -> float:
         """The constant with the highest class-balanced log-likelihood on left-out groups, the smallest of equals; else that nearest to 1."""
-        features, labels, groups = known.features.astype(np.float64), known.labels, known.group_ids
+        features, labels, groups = known.features, known.labels, known.groups
         classes, place, counts = np.unique(labels, return_inverse=True, return_counts=True)
         folds = min(self.folds, *(len(np.unique(groups[labels == c])) for c in classes))
         splitter = StratifiedGroupKFold(max(2, folds), shuffle=True, random_state=0)
@@ -128,14 +149,6 @@ class FittedRelevance:
     def notes(self) -> dict[str, Any]:
         """The regularisation chosen, and how classes were calibrated."""
         return {"strength": self.strength, "categories": [] if self.conformal is None else self.conformal.notes()}
-
-
-def _learnt_from(known: Views) -> Views:
-    """All of them; of a large set some of each class (`fitted_rows`)."""
-    if not large(len(known)):
-        return known
-    members = (np.flatnonzero(known.labels == c) for c in np.unique(known.labels))
-    return known[np.sort(np.concatenate([own[fitted_rows(len(own))] for own in members]))]
 
 
 def _classifier(strength: float) -> LogisticRegression:

@@ -128,7 +128,7 @@ class NoveltyScreen:
         return FittedScreen(
             real=real,
             settings=self.settings(),
-            sets={name: None if data is None else _summary(data) for name, data in sets.items()},
+            sets=_summaries(sets),
             embedding=embedding,
             classes=real.classes,
             gates={gate.reason: gate.fit(real) for gate in self.gates[:-1]},
@@ -232,7 +232,7 @@ class FittedScreen:
         return self.judge(self.embed(images, labels), accepted)
 
     def for_judging(self) -> FittedScreen:
-        """The same screen without the images that it was fitted on, which may be large and which only `controls` looks at again."""
+        """The same screen without the images that it was fitted on, which may be large; `controls` then refuses."""
         nothing = self.real.reference[:0]
         return replace(self, real=Real(reference=nothing, calibration=nothing))
 
@@ -289,7 +289,7 @@ class FittedScreen:
 def require_disjoint(reference: LabelledImages, calibration: LabelledImages, generator_train: LabelledImages | None) -> None:
     """Raises DataError if shapes differ, or if the calibration holds an image that another set holds pixel for pixel."""
     aside = {image.tobytes() for image in calibration.images}
-    for name, other in (("reference", reference), ("generator_train", generator_train)):
+    for name, other in (("reference", reference), ("generator_train", None if generator_train is reference else generator_train)):
         if other is None:
             continue
         if other.images.shape[1:] != calibration.images.shape[1:]:
@@ -303,6 +303,13 @@ def require_disjoint(reference: LabelledImages, calibration: LabelledImages, gen
 def _plain(value: Any) -> Any:
     """A setting as JSON: an extractor by its name and what its vectors follow from."""
     return {"name": value.name, "fingerprint": value.fingerprint} if isinstance(value, FeatureExtractor) else value
+
+
+def _summaries(sets: dict[str, LabelledImages | None]) -> dict[str, dict[str, Any] | None]:
+    """One a set; a set that plays two parts is read once."""
+    distinct = {id(data): data for data in sets.values() if data is not None}
+    found = {key: _summary(data) for key, data in distinct.items()}
+    return {name: None if data is None else found[id(data)] for name, data in sets.items()}
 
 
 def _summary(data: LabelledImages) -> dict[str, Any]:

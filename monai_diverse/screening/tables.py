@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from monai_diverse.data import FloatArray, IntArray
-from monai_diverse.errors import DataError
-from monai_diverse.information.cells import evenly_spaced
-from monai_diverse.storage import fingerprint_of, make_folder, new_folder
+from monai_diverse.errors import DataError, MissingExtraError
+from monai_diverse.information.cells import blocks, evenly_spaced, faiss_installed
+from monai_diverse.storage import fingerprint_of, kept_folder, make_folder
 
 LARGE = 50_000
-"""Images up to which everything is made at once and kept in memory. Of more, components, covariances and classifiers
-are fitted on so many evenly spaced ones."""
-BLOCK = 1024
-"""Images that are looked at together, where there are more than `LARGE`: a multiple of what extractors take at once."""
+"""Images up to which everything is made at once and kept in memory. Of more, components, covariances and classifiers are fitted on so many."""
+BLOCK = 2**24
+"""Numbers of images that are looked at together (64 MiB), where there are more than `LARGE` images."""
+FORMAT = 1
+"""Of tables in a folder: raised when a view of the same images with the same settings becomes another, so that older tables are not found."""
 ROWS = "rows.npy"
 
 Compute = Callable[[FloatArray], FloatArray]
@@ -35,44 +36,68 @@ class Tables:
     """
 
     folder: Path | None = None
+    _hashes: list[tuple[FloatArray, str]] = field(default_factory=list, repr=False, compare=False)
 
-    def of(self, images: FloatArray, how: dict[str, Any], compute: Compute) -> FloatArray:
+    def of(self, images: FloatArray, how: dict[str, Any], compute: Compute, rows: IntArray | None = None) -> FloatArray:
         """What `compute` gives for images (n, channels, *spatial), n from 1: an array (n, d), or a memory map of one.
 
         Args:
             images: a memory map is read block by block.
             how: plain values that together say what `compute` does.
             compute: as `Compute`.
+            rows: of these images only, in this order; None: of all.
 
         Raises:
             StorageError: the disk refuses.
             DataError: a table in the folder that cannot be read.
+            MissingExtraError: a folder for more than `LARGE` images, without FAISS, whose indices it is for.
         """
         if not large(len(images)):
-            return compute(images)
-        width = compute(images[:1]).shape[1]
+            return compute(images if rows is None else images[rows])
+        shape = (len(images) if rows is None else len(rows), compute(images[:1]).shape[1])
         if self.folder is None:
-            table = np.empty((len(images), width), np.float32)
-            _fill(table, images, compute)
+            table = np.empty(shape, np.float32)
+            _fill(table, images, rows, compute)
             return table
-        place = (
-            make_folder(self.folder)
-            / f"table-{fingerprint_of([how, list(images.shape), hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()])[:32]}"
-        )
-        if not place.exists():
-            with new_folder(place) as fresh:
-                mapped = np.lib.format.open_memmap(fresh / ROWS, mode="w+", dtype=np.float32, shape=(len(images), width))
-                _fill(mapped, images, compute)
-                mapped.flush()
-        return _mapped(place, (len(images), width))
+        if not faiss_installed():
+            raise MissingExtraError(
+                f"folder: expected FAISS for a screen of {len(images):,} images from a folder: pip install 'monai-diverse[faiss]'"
+            )
+        key = [FORMAT, how, self._hash_of(images), None if rows is None else hashlib.sha256(rows.tobytes()).hexdigest()]
+
+        def write(fresh: Path) -> None:
+            mapped = np.lib.format.open_memmap(fresh / ROWS, mode="w+", dtype=np.float32, shape=shape)
+            _fill(mapped, images, rows, compute)
+
+        return _mapped(kept_folder(make_folder(self.folder) / f"table-{fingerprint_of(key)[:32]}", write), shape)
+
+    def _hash_of(self, images: FloatArray) -> str:
+        """SHA-256 of images and their shape; each array is read once."""
+        for known, found in self._hashes:
+            if known is images:
+                return found
+        digest = hashlib.sha256(repr(images.shape).encode())
+        digest.update(np.ascontiguousarray(images).data)
+        self._hashes.append((images, digest.hexdigest()))
+        return digest.hexdigest()
 
 
 IN_MEMORY = Tables()
 
 
-def _fill(table: FloatArray, images: FloatArray, compute: Compute) -> None:
-    for start in range(0, len(images), BLOCK):
-        table[start : start + BLOCK] = compute(images[start : start + BLOCK])
+def large(count: int) -> bool:
+    """Whether so many images are too many to look at at once."""
+    return count > LARGE
+
+
+def fitted_rows(count: int) -> IntArray | None:
+    """Which of so many images something is fitted on: `LARGE` evenly spaced ones, or all (None)."""
+    return evenly_spaced(count, LARGE) if large(count) else None
+
+
+def _fill(table: FloatArray, images: FloatArray, rows: IntArray | None, compute: Compute) -> None:
+    for part in blocks(len(table), int(np.prod(images.shape[1:])), BLOCK):
+        table[part] = compute(images[part] if rows is None else images[rows[part]])
 
 
 def _mapped(place: Path, shape: tuple[int, int]) -> FloatArray:
@@ -83,20 +108,3 @@ def _mapped(place: Path, shape: tuple[int, int]) -> FloatArray:
     if rows.shape != shape:
         raise DataError(f"{place}: expected a table of {shape}, got {rows.shape}; delete the folder, and it is made anew")
     return rows
-
-
-def large(count: int) -> bool:
-    """Whether so many images are too many to look at at once."""
-    return count > LARGE
-
-
-def fitted_rows(count: int) -> IntArray | slice:
-    """Which of so many images something is fitted on: all, or `LARGE` evenly spaced ones."""
-    return evenly_spaced(count, LARGE) if large(count) else slice(None)
-
-
-def in_blocks(images: FloatArray, rows: IntArray | slice, compute: Compute) -> FloatArray:
-    """What `compute` gives for some of the images (n, channels, *spatial); many are read block by block."""
-    if isinstance(rows, slice):
-        return compute(images[rows])
-    return np.concatenate([compute(images[rows[start : start + BLOCK]]) for start in range(0, len(rows), BLOCK)])

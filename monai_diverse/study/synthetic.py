@@ -94,5 +94,6 @@ def _record(plan: StudyPlan, cohort: Cohort, user: User, pool: SampleBank, out: 
     """Named by all that decides the outcome: the recipe without where its files lie, the images, the pool, the arms."""
     recipe = user.recipe.as_json()
     choices = {name: recipe[name] for name in ("guide", "screen", "labels", "size", "max_evaluations", "steps", "batch_size", "dtype", "seed")}
+    choices["screen"] = {**recipe["screen"], "arguments": {k: v for k, v in recipe["screen"]["arguments"].items() if k != "folder"}}
     images = [cohort.sha256, user.reals.tolist(), user.generator.seen.tolist(), user.generator.aside.tolist()]
     return make_folder(out / "found") / f"{fingerprint_of([choices, images, pool.fingerprint, sorted(plan.arms)])[:24]}.json"

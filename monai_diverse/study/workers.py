@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -22,7 +22,7 @@ from monai_diverse.study.plan import StudyPlan
 from monai_diverse.study.runs import Result, Setting, run_setting
 from monai_diverse.study.synthetic import find
 from monai_diverse.study.user import User
-from monai_diverse.threads import Threads
+from monai_diverse.threads import Threads, waiting_gives_way
 
 Job = tuple[Setting, int, int]
 """How to train, for which of the stocks, with which seed."""
@@ -52,17 +52,17 @@ class _Finder:
     plan: ClassVar[StudyPlan]
     cohort: ClassVar[Cohort]
     out: ClassVar[Path]
+    threads: ClassVar[Threads]
 
     @classmethod
     def begin(cls, plan: StudyPlan, cohort: Cohort, out: Path, threads: Threads) -> None:
-        threads.take()
-        cls.plan, cls.cohort, cls.out = plan, cohort, out
+        cls.plan, cls.cohort, cls.out, cls.threads = plan, cohort, out, threads
 
     @classmethod
     def run(cls, task: tuple[User, SampleBank]) -> None:
         user, pool = task
         for _ in find(cls.plan, cls.cohort, user, pool, cls.out):
-            pass
+            cls.threads.take()  # whatever libraries were loaded on the way
 
 
 def find_banks(
@@ -89,8 +89,11 @@ def find_banks(
                 yield number, f"{user.size:g} of the reals, draw {user.draw + 1}: {detail}"
             yield number + 1, ""
         return
-    with _processes(workers, _Finder.begin, (plan, cohort, out, Threads.here())) as pool_of_processes:
-        for number, _ in enumerate(pool_of_processes.map(_Finder.run, tasks), start=1):
+    with _processes(workers, _Finder.begin, (plan, cohort, out, Threads.here())) as processes:
+        with waiting_gives_way():
+            running = [processes.submit(_Finder.run, task) for task in tasks]
+        for number, done in enumerate(as_completed(running), start=1):
+            done.result()
             yield number, ""
 
 
