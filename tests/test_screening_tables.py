@@ -229,6 +229,15 @@ def test_a_rare_class_and_groups_count_among_many(tmp_path: Path) -> None:
     assert known.groups[0] == reference.groups[place[0]]
 
 
+def test_rows_are_taken_in_equal_shares_of_the_classes() -> None:
+    labels = np.repeat([0, 1, 2], [900, 5, 95])[np.random.default_rng(0).permutation(1000)]
+    rows = tables.class_rows(labels, 300)
+    assert np.bincount(labels[rows]).tolist() == [100, 5, 95]
+    assert (np.diff(rows) > 0).all()
+    assert tables.class_rows(labels, 1000).tolist() == list(range(1000))
+    assert np.bincount(labels[tables.class_rows(labels, 3)]).tolist() == [2, 2, 2]
+
+
 def test_a_screen_for_judging_has_no_controls() -> None:
     reference, calibration = blobs(100, 0), blobs(80, 1)
     screen = settings(None).fit(reference, calibration, reference).for_judging()

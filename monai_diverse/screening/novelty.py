@@ -10,9 +10,9 @@ import numpy as np
 
 from monai_diverse.data import FloatArray
 from monai_diverse.errors import DataError, RecipeError
-from monai_diverse.information.cells import evenly_spaced
 from monai_diverse.information.neighbours import DoubleArray, Neighbours
 from monai_diverse.screening.calibrate import ClassConformal, check_level, groups_needed, require_groups
+from monai_diverse.screening.tables import class_rows
 from monai_diverse.screening.views import Real, Views, require_known
 
 SMALLEST = 1e-12
@@ -85,11 +85,10 @@ class _Distances:
             raise DataError(f"novelty: expected reference images of at least 2 groups, got {len(self._index)} image(s) of one; add some")
         self._k = sorted({min(k, self._index.most) for k in neighbours})
         self._labels = reference.labels
-        rows = evenly_spaced(len(reference), SAMPLE)
+        rows = class_rows(reference.labels, SAMPLE)
         between = self._at(self._index.distances(reference.features[rows], self._k[-1], leave_out=reference.group_ids[rows]))
-        labels, every = reference.labels[rows], np.median(between, axis=0)
-        # a class so rare that it is not among the sampled rows has the typical distance of all
-        self.typical = {int(c): np.median(between[labels == c], axis=0) if c in labels else every for c in np.unique(reference.labels)}
+        labels = reference.labels[rows]
+        self.typical = {int(c): np.median(between[labels == c], axis=0) for c in np.unique(labels)}
 
     def excess(self, views: Views) -> DoubleArray:
         if not len(views):

@@ -11,10 +11,9 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from monai_diverse.data import FloatArray, IntArray
 from monai_diverse.errors import RecipeError
-from monai_diverse.information.cells import evenly_spaced
 from monai_diverse.information.neighbours import DoubleArray
 from monai_diverse.screening.calibrate import ClassConformal, check_level, groups_needed, require_groups
-from monai_diverse.screening.tables import LARGE, large
+from monai_diverse.screening.tables import LARGE, class_rows
 from monai_diverse.screening.views import FittedOn, Real, Views, check_fitted_on, require_known
 
 
@@ -28,14 +27,9 @@ class _Known:
 
     @classmethod
     def of(cls, views: Views) -> _Known:
-        """All images; of a large set, up to equal shares of `LARGE` of each class, evenly spaced."""
-        labels, groups = views.labels, views.group_ids
-        rows = np.arange(len(views))
-        if large(len(views)):
-            members = [np.flatnonzero(labels == c) for c in np.unique(labels)]
-            share = max(2, LARGE // len(members))
-            rows = np.sort(np.concatenate([own[evenly_spaced(len(own), share)] for own in members]))
-        return cls(features=views.features[rows].astype(np.float64), labels=labels[rows], groups=groups[rows])
+        """All images; of a large set, `LARGE` of them at most (`class_rows`)."""
+        rows = class_rows(views.labels, LARGE)
+        return cls(features=views.features[rows].astype(np.float64), labels=views.labels[rows], groups=views.group_ids[rows])
 
 
 @dataclass(frozen=True, kw_only=True)

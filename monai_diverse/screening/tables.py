@@ -95,6 +95,15 @@ def fitted_rows(count: int) -> IntArray | None:
     return evenly_spaced(count, LARGE) if large(count) else None
 
 
+def class_rows(labels: IntArray, most: int) -> IntArray:
+    """All rows, or of more than `most` as many from each class as an equal share allows (two at least), evenly spaced; ascending."""
+    if len(labels) <= most:
+        return np.arange(len(labels))
+    members = [np.flatnonzero(labels == c) for c in np.unique(labels)]
+    share = max(2, most // len(members))
+    return np.sort(np.concatenate([own[evenly_spaced(len(own), share)] for own in members]))
+
+
 def _fill(table: FloatArray, images: FloatArray, rows: IntArray | None, compute: Compute) -> None:
     for part in blocks(len(table), int(np.prod(images.shape[1:])), BLOCK):
         table[part] = compute(images[part] if rows is None else images[rows[part]])
