@@ -519,6 +519,8 @@ def test_figure_has_a_dot_an_interval_and_a_count_for_every_row(controls: Contro
 
 
 def in_words(value: object) -> str:
+    if value is None:
+        return "none"
     if isinstance(value, tuple):
         return ", ".join(map(in_words, value))
     if isinstance(value, str):
