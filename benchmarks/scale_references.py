@@ -76,8 +76,9 @@ def one_case(count: int, way: str) -> dict[str, Any]:
     }
 
 
-def in_its_own_process(count: int, way: str) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--case", str(count), way]
+def in_its_own_process(script: str, count: int, way: str) -> dict[str, Any]:
+    """One case of a script, which prints it as its last line."""
+    command = [sys.executable, script, "--case", str(count), way]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     case: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     print(json.dumps(case), file=sys.stderr, flush=True)
@@ -91,7 +92,7 @@ def exponent(sizes: list[int], seconds: list[float]) -> float:
 
 def references(sizes: tuple[int, ...]) -> dict[str, Any]:
     """All sizes in both ways, fitted exponents, and the bars."""
-    cases = [in_its_own_process(count, way) for way in ("memory", "disk") for count in sizes]
+    cases = [in_its_own_process(__file__, count, way) for way in ("memory", "disk") for count in sizes]
     fits = {
         way: exponent([c["references"] for c in cases if c["way"] == way], [c["seconds_a_candidate"] for c in cases if c["way"] == way])
         for way in ("memory", "disk")

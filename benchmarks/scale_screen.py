@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import subprocess
 import sys
 import tempfile
 import threading
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scale_references import anonymous_gib, put_between
+from scale_references import anonymous_gib, in_its_own_process, put_between
 
 from monai_diverse import NoveltyScreen
 from monai_diverse.data import LabelledImages
@@ -103,17 +102,9 @@ def one_case(count: int, way: str) -> dict[str, Any]:
     }
 
 
-def in_its_own_process(count: int, way: str) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--case", str(count), way]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    case: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    print(json.dumps(case), file=sys.stderr, flush=True)
-    return case
-
-
 def screens(sizes: tuple[int, ...]) -> dict[str, Any]:
     """All sizes in both ways, and the bars."""
-    cases = [in_its_own_process(count, way) for count in sizes for way in ("memory", "folder")]
+    cases = [in_its_own_process(__file__, count, way) for count in sizes for way in ("memory", "folder")]
     by = {way: [case for case in cases if case["way"] == way] for way in ("memory", "folder")}
     same = sum(a["verdicts"] == b["verdicts"] for a, b in zip(by["memory"], by["folder"], strict=True))
     bars: dict[str, Any] = {"sizes with the same verdicts both ways": {"value": same, "bar": len(sizes), "holds": same == len(sizes)}}

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, overload
 
-import numpy as np
 import numpy.typing as npt
 
 from monai_diverse.data import LabelledImages, near_duplicate_groups
@@ -25,6 +23,7 @@ from monai_diverse.screening.gate import FittedGate, Gate
 from monai_diverse.screening.novelty import NoveltyGate
 from monai_diverse.screening.outliers import OutlierGate
 from monai_diverse.screening.relevance import RelevanceGate
+from monai_diverse.screening.sets import require_disjoint, summaries
 from monai_diverse.screening.tables import Tables
 from monai_diverse.screening.verdict import REASONS, Verdict
 from monai_diverse.screening.views import FittedOn, Real, Views, check_fitted_on, require_known
@@ -128,7 +127,7 @@ class NoveltyScreen:
         return FittedScreen(
             real=real,
             settings=self.settings(),
-            sets=_summaries(sets),
+            sets=summaries(sets),
             embedding=embedding,
             classes=real.classes,
             gates={gate.reason: gate.fit(real) for gate in self.gates[:-1]},
@@ -286,33 +285,6 @@ class FittedScreen:
         }
 
 
-def require_disjoint(reference: LabelledImages, calibration: LabelledImages, generator_train: LabelledImages | None) -> None:
-    """Raises DataError if shapes differ, or if the calibration holds an image that another set holds pixel for pixel."""
-    aside = {image.tobytes() for image in calibration.images}
-    for name, other in (("reference", reference), ("generator_train", None if generator_train is reference else generator_train)):
-        if other is None:
-            continue
-        if other.images.shape[1:] != calibration.images.shape[1:]:
-            shapes = f"{other.images.shape[1:]} in {name}, {calibration.images.shape[1:]} in calibration"
-            raise DataError(f"screen: expected images of one shape, got {shapes}; resize them")
-        shared = sum(image.tobytes() in aside for image in other.images)
-        if shared:
-            raise DataError(f"calibration: expected images that {name} does not hold, got {shared} in both; split by near-duplicate group")
-
-
 def _plain(value: Any) -> Any:
     """A setting as JSON: an extractor by its name and what its vectors follow from."""
     return {"name": value.name, "fingerprint": value.fingerprint} if isinstance(value, FeatureExtractor) else value
-
-
-def _summaries(sets: dict[str, LabelledImages | None]) -> dict[str, dict[str, Any] | None]:
-    """One a set; a set that plays two parts is read once."""
-    distinct = {id(data): data for data in sets.values() if data is not None}
-    found = {key: _summary(data) for key, data in distinct.items()}
-    return {name: None if data is None else found[id(data)] for name, data in sets.items()}
-
-
-def _summary(data: LabelledImages) -> dict[str, Any]:
-    arrays = {"images": data.images, "labels": data.labels, "groups": data.group_ids}
-    hashes = {name: hashlib.sha256(np.ascontiguousarray(array).data).hexdigest() for name, array in arrays.items()}
-    return {"shape": list(data.images.shape), "class_counts": data.class_counts, "sha256": fingerprint_of(hashes)}
