@@ -42,7 +42,7 @@ class Found:
 
 def find(plan: StudyPlan, cohort: Cohort, user: User, pool: SampleBank, out: Path) -> Iterator[str]:
     """Grows the banks of a user and judges the pool, yielding what it does; `found` reads the outcome. What is there already is kept."""
-    file = _record(plan, cohort, user, pool, out)
+    file = record_of(plan, cohort, user, pool, out)
     if file.exists():
         return
     yield "fitting the screen"
@@ -67,12 +67,21 @@ def find(plan: StudyPlan, cohort: Cohort, user: User, pool: SampleBank, out: Pat
 
 def found(plan: StudyPlan, cohort: Cohort, user: User, pool: SampleBank, out: Path) -> Found:
     """What `find` with the same arguments left."""
-    content = read_json(_record(plan, cohort, user, pool, out))
+    content = read_json(record_of(plan, cohort, user, pool, out))
     return Found(
         grown={arm: SampleBank.open(out / "banks" / name) for arm, name in content["banks"].items()},
         accepted={arm: np.asarray(places, dtype=np.int64) for arm, places in content["accepted"].items()},
         yields=content["yields"],
     )
+
+
+def record_of(plan: StudyPlan, cohort: Cohort, user: User, pool: SampleBank, out: Path) -> Path:
+    """Where `find` writes the outcome, named by all that decides it: the recipe without where its files lie, the images, the pool, the arms."""
+    recipe = user.recipe.as_json()
+    choices = {name: recipe[name] for name in ("guide", "screen", "labels", "size", "max_evaluations", "steps", "batch_size", "dtype", "seed")}
+    choices["screen"] = {**recipe["screen"], "arguments": {k: v for k, v in recipe["screen"]["arguments"].items() if k != "folder"}}
+    images = [cohort.sha256, user.reals.tolist(), user.generator.seen.tolist(), user.generator.aside.tolist()]
+    return make_folder(out / "found") / f"{fingerprint_of([choices, images, pool.fingerprint, sorted(plan.arms)])[:24]}.json"
 
 
 def _judged(plan: StudyPlan, screen: FittedScreen, real: LabelledImages, pool: SampleBank) -> dict[str, IntArray]:
@@ -88,12 +97,3 @@ def _judged(plan: StudyPlan, screen: FittedScreen, real: LabelledImages, pool: S
     if "tsne_hull" in plan.arms:
         accepted["tsne_hull"] = np.flatnonzero(TsneHull(extractor=EfficientNetLite0()).judge(real.images, images).accepted)
     return accepted
-
-
-def _record(plan: StudyPlan, cohort: Cohort, user: User, pool: SampleBank, out: Path) -> Path:
-    """Named by all that decides the outcome: the recipe without where its files lie, the images, the pool, the arms."""
-    recipe = user.recipe.as_json()
-    choices = {name: recipe[name] for name in ("guide", "screen", "labels", "size", "max_evaluations", "steps", "batch_size", "dtype", "seed")}
-    choices["screen"] = {**recipe["screen"], "arguments": {k: v for k, v in recipe["screen"]["arguments"].items() if k != "folder"}}
-    images = [cohort.sha256, user.reals.tolist(), user.generator.seen.tolist(), user.generator.aside.tolist()]
-    return make_folder(out / "found") / f"{fingerprint_of([choices, images, pool.fingerprint, sorted(plan.arms)])[:24]}.json"

@@ -20,7 +20,7 @@ from monai_diverse.study.arms import Stock
 from monai_diverse.study.cohort import Cohort
 from monai_diverse.study.plan import StudyPlan
 from monai_diverse.study.runs import Result, Setting, run_setting
-from monai_diverse.study.synthetic import find
+from monai_diverse.study.synthetic import find, record_of
 from monai_diverse.study.user import User
 from monai_diverse.threads import Threads, waiting_gives_way
 
@@ -89,11 +89,16 @@ def find_banks(
                 yield number, f"{user.size:g} of the reals, draw {user.draw + 1}: {detail}"
             yield number + 1, ""
         return
+    alike: dict[Path, list[tuple[User, SampleBank]]] = {}
+    for task in tasks:  # sizes that round to the same images make users with the same banks: two processes would race for them
+        alike.setdefault(record_of(plan, cohort, *task, out), []).append(task)
     with _processes(workers, _Finder.begin, (plan, cohort, out, Threads.here())) as processes:
         with waiting_gives_way():
-            running = [processes.submit(_Finder.run, task) for task in tasks]
-        for number, done in enumerate(as_completed(running), start=1):
+            running = {processes.submit(_Finder.run, group[0]): len(group) for group in alike.values()}
+        number = 0
+        for done in as_completed(running):
             done.result()
+            number += running[done]
             yield number, ""
 
 
