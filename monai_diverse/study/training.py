@@ -156,8 +156,9 @@ def _check(arms: Sequence[Arm], train: LabelledImages, validation: LabelledImage
             continue
         if tuple(arm.bank.header.shape) != shape:
             raise BankMismatchError(f"arm {arm.name!r}: expected a bank of images {shape} as in training, got {tuple(arm.bank.header.shape)}")
-        if int(arm.bank.labels.max()) >= classes:
-            raise BankMismatchError(f"arm {arm.name!r}: expected a bank of classes 0..{classes - 1} as in training, got {arm.bank.labels.max()}")
+        highest = max(label for label, count in enumerate(arm.bank.class_counts) if count)
+        if highest >= classes:
+            raise BankMismatchError(f"arm {arm.name!r}: expected a bank of classes 0..{classes - 1} as in training, got {highest}")
 
 
 def _stages(arm: Arm, seed: int, train: LabelledImages, config: ClassifierConfig) -> list[Stage]:
