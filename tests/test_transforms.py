@@ -4,7 +4,6 @@ import copy
 import itertools
 import multiprocessing
 import pickle
-import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -681,14 +680,16 @@ def test_spawned_workers(tmp_path):
     assert drawn["spawn"] != [data[i]["sample_source"] for i in range(96)]
 
 
+LOOKING = multiprocessing.Lock()
+
+
 class Warned(Draws):
     """Says with each item whether it came with a warning, and is of a class that the bank lacks."""
 
     def __getitem__(self, index: int) -> Any:
-        with warnings.catch_warnings(record=True) as caught:
+        with LOOKING, warnings.catch_warnings(record=True) as caught:  # two that look at the very same time may both be first
             warnings.simplefilter("always")
             made = self.transform({"image": torch.tensor(real_image() * 255), "label": 3 * (index % 2)})
-            time.sleep(0.001 * index)  # so that the workers do not look at their first items at the very same time
         return made | {"warned": len(caught)}
 
 
