@@ -66,6 +66,17 @@ def test_calibration_takes_the_least_noise_that_reaches_far_enough() -> None:
     assert _fitted(sigma=1.5).calibrated(_renoise).sigma == 1.5
 
 
+def test_large_images_are_noised_more() -> None:
+    def of_many_pixels(images: Tensor, labels: Tensor, seeds: Sequence[int], sigma: float, pace: float) -> Tensor:
+        """A model that sees each value sixteen times and takes the mean: a quarter of the noise is left."""
+        return _renoise(images, labels, seeds, sigma / 4, pace)
+
+    guide = _fitted(distance=0.9)
+    sigma = guide.calibrated(of_many_pixels).sigma
+    assert sigma > guide.calibrated(_renoise).sigma
+    assert guide._reach(of_many_pixels, sigma) >= guide.wanted > guide._reach(of_many_pixels, SIGMAS[SIGMAS.index(sigma) - 1])
+
+
 def test_a_model_that_changes_nothing_cannot_be_calibrated() -> None:
     with pytest.raises(RecipeError, match="stay close to where they start"):
         _fitted().calibrated(lambda images, labels, seeds, sigma, pace: images)

@@ -14,7 +14,9 @@ from monai_diverse.data import IntArray
 from monai_diverse.errors import DataError, RecipeError
 from monai_diverse.sampling.guides import Guide, Renoise, Start
 
-SIGMAS = tuple(float(s) for s in np.geomspace(0.35, 8.0, 14))
+SIGMAS = tuple(float(s) for s in (*np.geomspace(0.35, 8.0, 14), *np.geomspace(8.0, 80.0, 10)[1:]))
+"""Noise that is tried. Large images need the upper half: the more pixels show the same thing, the more noise hides it (Hoogeboom et al. 2023); 80 is
+as far as Karras et al. (2022) go."""
 PILOT = 48
 """Held-out images that calibrate the noise, drawn at random from all of them."""
 PARENTS = 500
