@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from monai_diverse.report import study_markdown, write_study
 from monai_diverse.report.provenance import describe_environment
+from monai_diverse.report.study_words import arm_name, percent, points, points_interval, size_in_words
 from monai_diverse.storage import make_folder, write_atomic, write_json
 from monai_diverse.study import ClassifierConfig, Study, StudyPlan, outcome, study_steps
 
@@ -33,6 +34,8 @@ SETS = 2
 """Data sets, of three, on which the first bar must hold."""
 AIM = 0.05
 """Gain over real images with random transforms that is aimed at."""
+GLANCE = ("real", "duplicates", "random", "relevant", "tsne_hull", "extra_real")
+"""Controls of the summary."""
 OUTCOME = RESULTS / "study.json"
 BEGIN, END = "<!-- results: benchmarks/study.py -->", "<!-- end of results -->"
 
@@ -124,7 +127,7 @@ def written(found: dict[str, dict[str, Any]], plans: dict[str, StudyPlan], work:
         value, asked = (_shown(bar[key]) for key in ("value", "bar"))
         verdict = {True: "yes", False: "no", None: "open"}[bar["holds"]]
         parts.append(f"| {name}: {asked} or more | {value} | {bar['run']} of {bar['run'] + bar['not_run']} | {verdict} |")
-    parts.append("")
+    parts += ["", *glances(found)]
     for name, plan in plans.items():
         parts += [f"### {plan.name}", ""]
         if name not in found:
@@ -140,6 +143,40 @@ def written(found: dict[str, dict[str, Any]], plans: dict[str, StudyPlan], work:
     page = (DOCS / "study.md").read_text()
     before, after = page.split(BEGIN)[0], page.split(END)[1]
     write_atomic(DOCS / "study.md", (before + "\n".join([*parts, END]) + after).encode())
+
+
+def glances(found: dict[str, dict[str, Any]]) -> list[str]:
+    """One table a regime: what the bank is worth beside each control, in all studies that have run."""
+    lines: list[str] = []
+    for regime in sorted({study["regime"] for study in found.values()}):
+        head = ["data", "real images", "real, %", *(f"diverse − {arm_name(control)}" for control in GLANCE)]
+        lines += [f"### At a glance: {regime}", "", _row(head), _row(["---"] * len(head))]
+        for study in (study for study in found.values() if study["regime"] == regime):
+            lines += [_row([study["name"].split(",")[0], *_glance(cell)]) for cell in study["cells"]]
+        lines += [
+            "",
+            "Balanced accuracy, with random transforms; differences in points with 95 % intervals, bold where 0 lies outside. Those against random "
+            "and duplicates were fixed before, the others are exploratory; none is corrected here for their number.",
+            "",
+        ]
+    return lines
+
+
+def _glance(cell: dict[str, Any]) -> list[str]:
+    real = next(row for row in cell["arms"] if row["arm"] == "real" and row["augment"])
+    rows = {row["control"]: row["difference"] for row in cell["comparisons"] if row["training"] == "mixed" and row["augment"]}
+    shown = [_gap(rows[control]) if control in rows else "–" for control in GLANCE]
+    return [size_in_words(cell), percent(real["metrics"]["balanced_accuracy"]["mean"]), *shown]
+
+
+def _gap(difference: dict[str, Any]) -> str:
+    low, high = difference["ci95"]
+    said = f"{points(difference['mean'])} ({points_interval((low, high))})"
+    return said if low is None or low <= 0 <= high else f"**{said}**"
+
+
+def _row(values: list[str]) -> str:
+    return f"| {' | '.join(values)} |"
 
 
 def _shown(value: float | int | None) -> str:
