@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
+import os
 import shutil
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,17 +14,19 @@ import numpy as np
 import pytest
 import yaml
 
-from monai_diverse.bank import select
+from monai_diverse.bank import SampleBank, select
 from monai_diverse.cli.main import main
 from monai_diverse.data import load_images
 from monai_diverse.data.medmnist import medmnist_file
-from monai_diverse.errors import DataError, RecipeError
+from monai_diverse.errors import DataError, MissingExtraError, RecipeError, StorageError
+from monai_diverse.report import study_markdown, write_study
 from monai_diverse.sources.builtin import DATA
 from monai_diverse.storage import read_json
 from monai_diverse.study import Selection, Study, StudyPlan, outcome, study_steps
 from monai_diverse.study import runs as runs_module
 from monai_diverse.study.cohort import Cohort
-from monai_diverse.study.conduct import chosen_ratio, draws
+from monai_diverse.study.conduct import Cell, chosen_ratio, draws
+from monai_diverse.study.crew import Crew, in_order
 from monai_diverse.study.runs import settings, sweep
 from monai_diverse.study.synthetic import found
 from monai_diverse.study.user import user_of
@@ -29,15 +34,19 @@ from monai_diverse.study.workers import find_banks, run_jobs
 from tests.conftest import OUTLIER_FACTORS
 
 
-def screen_of(level: float) -> dict[str, Any]:
+def screen_of(level: float, tolerance: float = 50.0) -> dict[str, Any]:
     gates = {
         "novelty": {"target": "monai_diverse.screening.NoveltyGate", "arguments": {"alpha": 0.9}},
         "relevance": {"target": "monai_diverse.screening.RelevanceGate", "arguments": {"level": level}},
-        "outlier": {"target": "monai_diverse.screening.OutlierGate", "arguments": {"textures": None, **dict.fromkeys(OUTLIER_FACTORS, 50.0)}},
+        "outlier": {"target": "monai_diverse.screening.OutlierGate", "arguments": {"textures": None, **dict.fromkeys(OUTLIER_FACTORS, tolerance)}},
     }
     return {"target": "monai_diverse.NoveltyScreen", "arguments": {"extractor": {"target": "monai_diverse.features.PixelFeatures"}, **gates}}
 
 
+NEEDS_RAY = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray, the extra `ray`")
+EITHER_CREW = pytest.mark.parametrize(
+    "crew", [Crew(workers=2), pytest.param(Crew(workers=2, ray="local"), marks=NEEDS_RAY)], ids=["processes", "ray"]
+)
 CLASSIFIER = {"steps": 4, "batch_size": 8, "channels": [8, 8, 8, 8], "check_every": 2}
 
 
@@ -63,6 +72,16 @@ def content(tiny_model: Path, blob_file: Path) -> dict[str, Any]:
         "batch_size": 32,
         "classifier": CLASSIFIER,
         "twin_correlation": 0.9999,
+    }
+
+
+@pytest.fixture(scope="module")
+def strict(content: dict[str, Any]) -> dict[str, Any]:
+    """The same in the other regime."""
+    training = {"steps": 2, "batch_size": 8, "channels": [16, 32], "check_every": 2, "validation_draws": 1, "twin_correlation": 0.9999}
+    return {k: v for k, v in content.items() if k not in ("source", "split_file")} | {
+        **{"regime": "strict", "training": training, "sizes": [0.5], "ratios": [0.5], "arms": ["real", "duplicates", "random", "diverse"]},
+        **{"trainings": ["mixed"], "steps": 2, "max_evaluations": 64, "screen": screen_of(level=0.2)},
     }
 
 
@@ -205,7 +224,7 @@ def test_arms_have_equal_counts_and_the_right_images(study: Study) -> None:
                 ours = stock.bank("diverse", ratio)
                 assert np.all(np.array(ours.class_counts) <= stock.asked(ratio))
                 assert len(ours) > 0
-                for control in ("random", "duplicates", "extra_real"):
+                for control in set(study.plan.arms) - {"real", "balanced", "diverse"}:
                     bank = stock.bank(control, ratio)
                     assert np.all(np.array(bank.class_counts) <= ours.class_counts)
                     if control == "random":
@@ -215,6 +234,37 @@ def test_arms_have_equal_counts_and_the_right_images(study: Study) -> None:
                     bank = stock.bank(control, ratio)
                     assert set(bank.seeds.tolist()) <= set(own.tolist())
                     assert np.abs(bank.images[:] - reals[bank.seeds]).max() <= 0.5 / 255 + 1e-6
+
+
+def test_arms_that_found_fewer_are_shown_them_no_oftener(study: Study) -> None:
+    stock = study.cells[0].stocks[0]
+    ours = stock.bank("diverse", 0.5)
+    assert stock.share("diverse", 0.5) == stock.share("random", 0.5) == stock.share("duplicates", 0.5) == pytest.approx(1 / 3)
+    few = dataclasses.replace(stock, found=dataclasses.replace(stock.found, accepted={"tsne_hull": np.arange(3)}))
+    held = len(few.bank("tsne_hull", 0.5))
+    assert 0 < held < len(ours)
+    shown = few.share("tsne_hull", 0.5)
+    assert shown / (1 - shown) == pytest.approx(0.5 * held / len(ours))
+    extra = len(stock.bank("extra_real", 0.5))
+    assert stock.arm("extra_real", ratio=0.5, augment=True, training="mixed").prob == extra / (extra + len(stock.user.reals))
+
+
+def test_a_bank_without_a_class_is_not_trained_on(content: dict[str, Any], tmp_path: Path) -> None:
+    """A screen that accepts nothing: the study says so, and does not call it a null result."""
+    screen = screen_of(level=0.034, tolerance=1e-6)
+    small = content | {"sizes": [1.0], "ratios": [0.5], "trainings": ["mixed"], "screen": screen}
+    study = Study.begin(StudyPlan.from_json(small), tmp_path)
+    said = [progress.detail for progress in study_steps(study)]
+    reason = "no sample of class 0 or 1 was accepted for 1 of 1 users"
+    assert f"1 of the reals: not tested, {reason}" in said
+    found = json.loads(json.dumps(outcome(study), allow_nan=False))
+    (cell,) = found["cells"]
+    assert (cell["untested"], cell["ratio"], cell["comparisons"], cell["ratios"]) == (reason, None, [], [])
+    assert {row["arm"] for row in cell["arms"]} == {"real", "balanced"}
+    page, markdown = write_study(tmp_path, found).read_text(), study_markdown(found)
+    for text in (page, markdown):
+        assert f"At 100 % ({cell['real']['images']} images) nothing was tested: {reason}." in text
+        assert "null result" not in text
 
 
 def test_a_smaller_ratio_is_a_part_of_a_larger_one(study: Study) -> None:
@@ -242,11 +292,14 @@ def test_validation_chooses_the_ratio(study: Study) -> None:
         assert chosen_ratio(plan, results) == wanted
 
 
-def test_a_pool_too_small_for_equal_counts_is_refused(study: Study) -> None:
+def test_a_small_pool_makes_all_arms_small(study: Study) -> None:
+    """`random` is taken from the pool, and no arm may have more."""
     stock = study.cells[1].stocks[0]
     tiny = select(study.cells[0].stocks[0].pool, np.arange(3), study.out / "tiny")
-    with pytest.raises(RecipeError, match="pool: expected at least"):
-        dataclasses.replace(stock, pool=tiny, found=dataclasses.replace(stock.found, accepted={})).bank("random", 0.5)
+    short = dataclasses.replace(stock, pool=tiny, found=dataclasses.replace(stock.found, accepted={}))
+    assert short.bank("random", 0.5).class_counts == short.bank("diverse", 0.5).class_counts == tiny.class_counts
+    none = dataclasses.replace(short, pool=select(tiny, np.flatnonzero(tiny.labels == 0), study.out / "none"))
+    assert none.lacking().tolist() == [1]
 
 
 # --- the outcome
@@ -258,6 +311,11 @@ def test_the_outcome_is_complete_and_honest(study: Study) -> None:
     primary = [row for cell in found["cells"] for row in cell["comparisons"] if row["primary"]]
     assert {(row["control"], row["training"], row["augment"]) for row in primary} == {("random", "mixed", True), ("duplicates", "mixed", True)}
     assert len(primary) == 4
+    for cell in found["cells"]:
+        beside = {(row["arm"], row["control"]) for row in cell["comparisons"] if row["arm"] != "diverse"}
+        assert beside == {("random", "real"), ("relevant", "random"), ("extra_real", "real")}
+        assert cell["untested"] is None
+    assert all((row["auc"] is None) == (row["training"] == "pretrain") for cell in found["cells"] for row in cell["comparisons"])
     assert all(row["difference"]["p"] <= row["difference"]["p_holm"] <= 1 for row in primary)
     assert all(row["difference"]["p_holm"] is None for cell in found["cells"] for row in cell["comparisons"] if not row["primary"])
     for cell, held in zip(found["cells"], study.cells, strict=True):
@@ -266,9 +324,21 @@ def test_the_outcome_is_complete_and_honest(study: Study) -> None:
                 r.run for r in held.results if (r.setting.arm, r.setting.training, r.setting.ratio) == (row["arm"], row["training"], row["ratio"])
             ]
             assert row["seeds"] == len(runs) == 2
+            assert sum(row["by_class"]) == pytest.approx(row["images"])
             assert row["metrics"]["balanced_accuracy"]["mean"] == pytest.approx(np.mean([run.metrics["balanced_accuracy"] for run in runs]))
             assert {"ece", "recall_0", "recall_1", "auc", "accuracy"} < set(row["metrics"])
         assert {"heldout_real", "diverse", "brute_force"} < set(cell["yields"])
+
+
+def test_an_arm_that_found_nothing_is_left_out(study: Study) -> None:
+    def emptied(cell: Cell) -> Cell:
+        results = [dataclasses.replace(r, by_class=(0, 0)) if r.setting.arm == "relevant" else r for r in cell.results]
+        return dataclasses.replace(cell, results=results)
+
+    found = outcome(dataclasses.replace(study, cells=[emptied(cell) for cell in study.cells]))
+    for cell in found["cells"]:
+        assert "relevant" not in {row["arm"] for row in cell["arms"]} | {row["control"] for row in cell["comparisons"]}
+        assert {"real", "random", "brute_force"} < {row["arm"] for row in cell["arms"]}
 
 
 def test_a_finished_study_trains_nothing_again(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,14 +366,35 @@ def test_an_interrupted_study_goes_on_to_the_same_outcome(study: Study, tmp_path
     assert timeless(outcome(resumed)) == timeless(outcome(study))
 
 
-def test_several_processes_give_the_same_results_in_the_same_order(study: Study, tmp_path: Path) -> None:
+@EITHER_CREW
+def test_several_workers_give_the_same_results_in_the_same_order(study: Study, tmp_path: Path, crew: Crew) -> None:
     cell = study.cells[0]
     stocks = [dataclasses.replace(stock, out=tmp_path) for stock in cell.stocks]  # a folder without results
     wanted = [result for result in cell.results if result.setting.training == "mixed"][:8]
     jobs = [(result.setting, result.seed % len(stocks), result.seed) for result in wanted]
-    for before, now in zip(wanted, run_jobs(jobs, stocks, study.scored(), workers=2), strict=True):
+    for before, now in zip(wanted, run_jobs(jobs, stocks, study.scored(), crew=crew), strict=True):
         assert (now.setting, now.seed, now.images, now.run.metrics) == (before.setting, before.seed, before.images, before.run.metrics)
     assert len(list((tmp_path / "runs").iterdir())) == len(jobs)
+
+
+def test_outcomes_come_in_the_order_of_the_tasks() -> None:
+    assert list(in_order(iter([(2, "c"), (0, "a"), (1, "b"), (3, "d")]))) == ["a", "b", "c", "d"]
+
+
+def test_a_crew_that_cannot_be_had_is_one_line(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RecipeError, match="workers: expected at least 1, got 0"):
+        Crew(workers=0)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'monai-diverse\[ray\]'"):
+        list(study_steps(Study.begin(study.plan, study.out), crew=Crew(ray="auto")))
+
+
+@EITHER_CREW
+def test_a_killed_worker_is_said_in_one_line_and_errors_come_through(crew: Crew) -> None:
+    with pytest.raises(StorageError, match="study: a process was killed, perhaps for want of memory; run again with fewer --workers"):
+        list(crew.each(int, (), os._exit, [1, 2]))
+    with pytest.raises(RecipeError, match=r"absent.yaml: expected a study with data and regime"):
+        list(crew.each(int, (), StudyPlan.load, ["absent.yaml"]))
 
 
 def test_several_processes_grow_the_same_banks(study: Study, tmp_path: Path) -> None:
@@ -311,7 +402,7 @@ def test_several_processes_grow_the_same_banks(study: Study, tmp_path: Path) -> 
     users = [user_of(study.plan, study.cohort, stock.user.generator, size=stock.user.size, draw=stock.user.draw, out=tmp_path) for stock in stocks]
     tasks = [(user, stock.pool) for user, stock in zip(users, stocks, strict=True)]
     twin = dataclasses.replace(users[0], size=users[0].size + 1e-6)  # rounds to the same images
-    numbers = [number for number, _ in find_banks(study.plan, study.cohort, [*tasks, (twin, stocks[0].pool)], tmp_path, workers=2)]
+    numbers = [number for number, _ in find_banks(study.plan, study.cohort, [*tasks, (twin, stocks[0].pool)], tmp_path, crew=Crew(workers=2))]
     assert numbers[-1] == len(stocks) + 1
     assert len(numbers) == len(stocks)
     for user, stock in zip(users, stocks, strict=True):
@@ -323,6 +414,26 @@ def test_several_processes_grow_the_same_banks(study: Study, tmp_path: Path) -> 
         for arm, bank in now.grown.items():
             assert bank.fingerprint == stock.found.grown[arm].fingerprint
             assert np.array_equal(bank.images[:], stock.found.grown[arm].images[:])
+
+
+def test_several_processes_train_generators_and_draw_pools(strict: dict[str, Any], tmp_path: Path) -> None:
+    """Of two draws, in two processes, the same as one after another."""
+    plan = StudyPlan.from_json(strict | {"subsets": 2})
+    made = []
+    for workers in (1, 2):
+        study = Study.begin(plan, tmp_path / str(workers))
+        said = []
+        for progress in study_steps(study, crew=Crew(workers=workers)):
+            if progress.stage == "banks":
+                break
+            said.append(progress)
+        assert [(p.done, p.total) for p in said if p.stage == "generator"][-1] == (4, 4)
+        assert [(p.done, p.total) for p in said if p.stage == "pool"][-1] == (2 * plan.pool, 2 * plan.pool)
+        weights = sorted((tmp_path / str(workers) / "generators").glob("*/unet/*.safetensors"))
+        pools = sorted((tmp_path / str(workers) / "banks").glob("pool-*"))
+        assert len(weights) == len(pools) == 2
+        made.append([[file.read_bytes() for file in weights], [SampleBank.open(pool).fingerprint for pool in pools]])
+    assert made[0] == made[1]
 
 
 def test_development_never_reads_the_test_images(plan: StudyPlan, content: dict[str, Any], blob_file: Path, tmp_path: Path) -> None:
@@ -346,14 +457,7 @@ def test_development_never_reads_the_test_images(plan: StudyPlan, content: dict[
     assert found[0] == found[1]
 
 
-def test_in_the_strict_regime_a_generator_sees_the_users_images_alone(content: dict[str, Any], blob_file: Path, tmp_path: Path) -> None:
-    training = {"steps": 2, "batch_size": 8, "channels": [16, 32], "check_every": 2, "validation_draws": 1, "twin_correlation": 0.9999}
-    changes = {"regime": "strict", "training": training, "sizes": [0.5], "ratios": [0.5], "arms": ["real", "duplicates", "random", "diverse"]}
-    strict = (
-        {k: v for k, v in content.items() if k not in ("source", "split_file")}
-        | changes
-        | {"trainings": ["mixed"], "steps": 2, "max_evaluations": 64, "screen": screen_of(level=0.2)}
-    )
+def test_in_the_strict_regime_a_generator_sees_the_users_images_alone(strict: dict[str, Any], blob_file: Path, tmp_path: Path) -> None:
     study = conducted(StudyPlan.from_json(strict), tmp_path)
     (stock,) = study.cells[0].stocks
     user, train = stock.user, load_images(blob_file, "train")

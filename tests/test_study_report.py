@@ -24,6 +24,7 @@ from monai_diverse.report import study as module
 from monai_diverse.report.study_figures import MAX_CLASSES
 from monai_diverse.report.study_words import (
     DEVELOPMENT,
+    added_in_words,
     arm_in_words,
     bar_holds,
     bar_in_words,
@@ -88,6 +89,7 @@ def comparison(control: str, mean: float = 0.021, half: float | None = 0.03, **c
         "metric": "balanced_accuracy",
         "primary": primary,
         "difference": difference,
+        "auc": value(mean + 0.011, half),
         "without_twins": value(mean - 0.008, half),
     } | changes
 
@@ -224,20 +226,39 @@ def test_numbers_on_the_page_and_in_markdown_are_those_of_the_study(undrawn: Non
         for compared in each["comparisons"]:
             mean, half, narrow, p = rng.uniform(-0.2, 0.2), rng.uniform(0.05, 0.09), rng.uniform(0.01, 0.04), rng.uniform(0.1, 0.9)
             compared["difference"] |= value(mean, half) | {"seeds_ci95": value(mean, narrow)["ci95"], "p": p}
+            others = [rng.uniform(-0.2, 0.2) for _ in range(2)]
+            compared["auc"], compared["without_twins"] = (value(other, half) for other in others)
+            gaps = [f"{100 * m:+.1f} ({100 * (m - half):+.1f} to {100 * (m + half):+.1f})".replace("-", "−") for m in others]
+            expected += [(gap, compared["primary"]) for gap in gaps]
             ends, seeds = (f"{100 * (mean - width):+.1f} to {100 * (mean + width):+.1f}" for width in (half, narrow))
             expected.append((f"{100 * mean:+.1f} {ends} {seeds} {p:.2g}".replace("-", "−"), False))
             if compared["primary"]:
-                tabled.append(f"| {100 * mean:+.1f} | {ends} | {p:.2g} | 0.049 |".replace("-", "−"))
+                tabled.append(f"| {100 * mean:+.1f} | {ends} | {p:.2g} | 0.049 | {' | '.join(gaps)} |".replace("-", "−"))
         for yielded in each["yields"].values():
             drawn = int(rng.integers(10_000, 90_000))
             yielded["drawn"] = drawn
             expected.append((f"{drawn:,}", True))
     text, markdown = shown(tmp_path, found), study_markdown(found)
-    assert len(expected) == 9 * 8 + 7 + 6
+    assert len(expected) == 9 * 8 + 3 * 7 + 6
     assert [number for number, _ in expected if number not in text] == []
     assert [number for number, in_markdown in expected if in_markdown and number not in markdown] == []
     assert len(tabled) == 4
     assert [row for row in tabled if row not in markdown] == []
+
+
+def test_a_size_without_a_bank_is_not_a_null_result(undrawn: None, tmp_path: Path) -> None:
+    bare = cell(0.1, comparisons=[], ratios=[], ratio=None, untested="no sample of class 1 was accepted for 8 of 10 users", arms=[arm("real", 0.7)])
+    found = study(cells=[bare])
+    for text in (shown(tmp_path, found), study_markdown(found)):
+        assert "was not tested: there is no primary comparison." in text
+        assert "At 10 % (44 images) nothing was tested: no sample of class 1 was accepted for 8 of 10 users. A bank that lacks a class" in text
+        assert "null result" not in text
+
+
+def test_added_images_are_shown_by_class() -> None:
+    assert added_in_words(arm("diverse", 0.7, images=1234.2, by_class=[1000.2, 234.0])) == "1,234 (1,000 + 234)"
+    assert added_in_words(arm("diverse", 0.7)) == "71"
+    assert added_in_words(arm("real", 0.7)) == "–"
 
 
 def test_development_figures_are_called_so_in_the_first_line(undrawn: None, tmp_path: Path, page: Path) -> None:
@@ -294,7 +315,7 @@ def test_intervals_and_chances_may_be_missing(undrawn: None, tmp_path: Path) -> 
                 for name in METRICS if isinstance(scores, dict) else ():
                     scores[name]["ci95"] = [None, None]
         for difference in each["comparisons"]:
-            difference |= {"without_twins": None}
+            difference |= {"without_twins": None, "auc": None}
             difference["difference"] |= {"ci95": [None, None], "seeds_ci95": [None, None], "p": None, "p_holm": None}
         for yielded in each["yields"].values():
             yielded["ci95"] = [None, None]
@@ -320,7 +341,7 @@ def test_hostile_names_are_shown_not_run(tmp_path: Path, page: Path) -> None:
     assert "<b>" not in markdown
     assert "recall of a\\|b c" in markdown
     tables = [line for line in markdown.splitlines() if line.startswith("|")]
-    assert {len(re.findall(r"(?<!\\)\|", line)) for line in tables} == {8, 9, 7}
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in tables} == {10, 9, 7}
 
 
 def test_what_is_no_study_is_refused_and_nothing_written(tmp_path: Path) -> None:
@@ -408,7 +429,7 @@ def test_the_verdict_counts_sizes_calls_a_null_null_and_names_what_was_not_run()
     null = cell(1.0, comparisons=[with_difference(control, ACROSS) for control in ("random", "duplicates")])
     assert verdict_in_words(study(cells=[held, null])) == "The bar (diverse better than random and duplicates) holds at 1 of 2 sizes."
     assert "holds at 0 of 2 sizes. This is a null result: every primary interval contains 0." in verdict_in_words(study(cells=[null, null]))
-    assert verdict_in_words(study(cells=[held])).endswith("Fixed before, but not run: 100 %.")
+    assert verdict_in_words(study(cells=[held])).endswith("Fixed before, but not tested: 100 %.")
     lost = cell(1.0, comparisons=[with_difference("random", BELOW), with_difference("duplicates", ACROSS)])
     assert "null result" not in verdict_in_words(study(cells=[lost]))
 

@@ -16,7 +16,7 @@ from monai_diverse.report import write_study
 from monai_diverse.report.provenance import describe_environment
 from monai_diverse.report.study_words import DEVELOPMENT, comparison_in_words, verdict_in_words
 from monai_diverse.storage import write_json
-from monai_diverse.study import Study, StudyPlan, outcome, study_steps
+from monai_diverse.study import Crew, Study, StudyPlan, outcome, study_steps
 
 STUDY = "study.json"
 TITLES = {"generator": "generator", "pool": "random samples", "banks": "banks", "sweep": "classifiers by ratio", "arms": "classifiers by arm"}
@@ -29,14 +29,15 @@ def command(
     validation_only: Annotated[
         bool, typer.Option("--validation-only", help="Leave the test images alone, while the method is still being chosen.")
     ] = False,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that grow banks and train classifiers.")] = 1,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes, or with --ray actors, that train, grow banks and classify.")] = None,
+    ray: Annotated[str | None, typer.Option(help="Compute in actors of a Ray cluster: its address, auto, or local for a new one here.")] = None,
     allow: Annotated[list[str] | None, typer.Option(help="A package that the plan may load classes from; loading runs its code.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
     """Does a bank help a classifier? Train with and without it, beside fair controls, and compare."""
     started = time.perf_counter()
     study = Study.begin(StudyPlan.load(plan, allow or ()), out, test=not validation_only)
-    for stage, reports in groupby(study_steps(study, workers=workers), key=lambda progress: progress.stage):
+    for stage, reports in groupby(study_steps(study, crew=Crew(workers=workers, ray=ray)), key=lambda progress: progress.stage):
         with tqdm(desc=TITLES[stage]) as bar:
             for progress in reports:
                 bar.total = progress.total

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,14 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from monai_diverse.batches import Drawer
+from monai_diverse.cluster import AUTO, ray_cluster
 from monai_diverse.distributed.pool import Pool
 from monai_diverse.distributed.processes import check_count
 from monai_diverse.distributed.worker import Commission, JobWorker, Reply, Task
-from monai_diverse.errors import MissingExtraError, RecipeError
 from monai_diverse.job import Job
 from monai_diverse.threads import WAITING
 
-AUTO = "auto"
 TOLD = 300
 """Characters of what Ray says of a death."""
 
@@ -54,33 +51,12 @@ class RayActors:
             RecipeError: no cluster at the address, or a job that cannot be sent.
         """
         commission = Commission.of(job)
-        with _cluster(self.address) as ray:
+        with ray_cluster(self.address) as ray:
             pool = Pool(_Fleet(ray, commission, self.count), first_seed=int(job.asked(0, 1)[1][0]), batch_size=job.recipe.batch_size)
             try:
                 yield pool
             finally:
                 pool.close()
-
-
-@contextmanager
-def _cluster(address: str) -> Iterator[Any]:
-    try:
-        import ray
-    except ImportError as error:
-        raise MissingExtraError("Ray is not installed; install it with: pip install 'monai-diverse[ray]'") from error
-    if ray.is_initialized():  # whoever did that ends it
-        yield ray
-        return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        ray.init(address=None if address == AUTO else address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise RecipeError(f"ray: expected the address of a running cluster, auto or local, got {address!r} ({reason})") from error
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
 
 
 class _Actor:

@@ -17,6 +17,7 @@ from monai_diverse.report.study_words import (
     CEILING,
     DEVELOPMENT,
     TRAINING_MEANINGS,
+    added_in_words,
     arm_in_words,
     arm_name,
     bar_in_words,
@@ -24,6 +25,7 @@ from monai_diverse.report.study_words import (
     chance,
     comparison_in_words,
     exploratory_of,
+    gap_in_words,
     level_of,
     metric_name,
     outcome_in_words,
@@ -89,12 +91,17 @@ def study_markdown(study: Mapping[str, Any]) -> str:
     level = level_of(study)
     first = [DEVELOPMENT, ""] if study["scored_on"] == "development" else []
     heads = {
-        "Primary comparisons": ("real images", "comparison", "difference, points", f"{level} interval", "p", "p after Holm", "outcome"),
-        "Arms": ("real images", "arm", "seeds", "added, different", *(f"{name}, %" for name in _metrics(study).values())),
+        "Primary comparisons": (
+            *("real images", "comparison", "difference, points", f"{level} interval", "p", "p after Holm", "in AUC"),
+            *(["without near-duplicates"] if _without_twins(study) else []),
+            "outcome",
+        ),
+        "Arms": ("real images", "arm", "seeds", "added, different (by class)", *(f"{name}, %" for name in _metrics(study).values())),
         "Yields": ("real images", "images", "drawn", "accepted", "per 10,000", f"{level} interval"),
     }
     rows = {"Primary comparisons": _primary_rows(study), "Arms": _arm_rows(study), "Yields": _yield_rows(study)}
-    lines = [*first, _escaped(verdict_in_words(study))]
+    untested = [f" {bar_in_words(cell, study)}" for cell in study["cells"] if cell.get("untested")]
+    lines = [*first, _escaped("".join([verdict_in_words(study), *untested]))]
     for title, head in heads.items():
         body = list(rows[title])
         lines += ["", f"### {title}", ""] + ([_line(head), _line(["---"] * len(head)), *map(_line, body)] if body else ["None."])
@@ -147,7 +154,7 @@ def _render(study: Mapping[str, Any], figures: Mapping[str, str]) -> str:
         regime=regime_in_words(study),
         level=level_of(study),
         about=[duration(study["seconds"])] if study.get("seconds") is not None else [],
-        bars=[bar_in_words(cell, study) for cell in cells if primary_of(cell)],
+        bars=[bar_in_words(cell, study) for cell in cells if primary_of(cell) or cell.get("untested")],
         beside=[beside_in_words(cell, study) for cell in cells],
         primary=[primary_of(cell) for cell in cells],
         exploratory=[exploratory_of(cell) for cell in cells],
@@ -163,7 +170,7 @@ def _render(study: Mapping[str, Any], figures: Mapping[str, str]) -> str:
         recalls={f"recall_{number}": metric_name(f"recall_{number}", names) for number in range(len(names))},
         most=MAX_CLASSES,
         beside_validation=any((row.get("validation") or row["metrics"]) != row["metrics"] for cell in cells for row in cell["arms"]),
-        without_twins=any(row.get("without_twins") for cell in cells for row in cell["arms"]),
+        without_twins=_without_twins(study),
         provenance={key: study[key] for key in ("data", "generator", "plan", "environment") if study.get(key)},
     )
 
@@ -176,6 +183,8 @@ def _filters(study: Mapping[str, Any]) -> dict[str, Callable[..., str]]:
         "metric": lambda metric: metric_name(metric, names),
         "outcome": outcome_in_words,
         "percent": percent,
+        "added": added_in_words,
+        "gap": gap_in_words,
         "points": points,
         "points_interval": points_interval,
         "scored": scored,
@@ -185,6 +194,10 @@ def _filters(study: Mapping[str, Any]) -> dict[str, Callable[..., str]]:
         "pair": lambda comparison, cell: pair_in_words(comparison, study, cell),
         "sentence": lambda comparison, cell: comparison_in_words(comparison, cell, study),
     }
+
+
+def _without_twins(study: Mapping[str, Any]) -> bool:
+    return any(row.get("without_twins") for cell in study["cells"] for row in cell["arms"])
 
 
 def _metrics(study: Mapping[str, Any]) -> dict[str, str]:
@@ -198,15 +211,15 @@ def _primary_rows(study: Mapping[str, Any]) -> Iterator[list[str]]:
         for comparison in primary_of(cell):
             found = comparison["difference"]
             numbers = [points(found["mean"]), points_interval(found["ci95"]), chance(found.get("p")), chance(found.get("p_holm"))]
-            yield [size_in_words(cell), pair_in_words(comparison, study, cell), *numbers, outcome_in_words(comparison)]
+            others = [gap_in_words(comparison.get("auc")), *([gap_in_words(comparison.get("without_twins"))] if _without_twins(study) else [])]
+            yield [size_in_words(cell), pair_in_words(comparison, study, cell), *numbers, *others, outcome_in_words(comparison)]
 
 
 def _arm_rows(study: Mapping[str, Any]) -> Iterator[list[str]]:
     for cell in study["cells"]:
         for row in cell["arms"]:
-            added = "–" if not row.get("images") else f"{row['images']:,.0f}"
             scores = [scored(row["metrics"].get(metric)) for metric in _metrics(study)]
-            yield [size_in_words(cell), arm_in_words(row, study, cell), str(row["seeds"]), added, *scores]
+            yield [size_in_words(cell), arm_in_words(row, study, cell), str(row["seeds"]), added_in_words(row), *scores]
 
 
 def _yield_rows(study: Mapping[str, Any]) -> Iterator[list[str]]:

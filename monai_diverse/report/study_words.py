@@ -18,11 +18,11 @@ ARM_MEANINGS = {
     "duplicates": "repeated real images in the place of generated ones: what it gains is owed to replacing as such",
     "random": "generated images as they come, without guide and screen: what it gains is owed to the generator",
     "relevant": "unguided images that passed the gate for relevance alone: what it gains is owed to right labels",
-    "tsne_hull": "generated images outside the hull of the real ones in a t-SNE map: the published filter",
+    "tsne_hull": "generated images outside the hull of the real ones in a t-SNE map: the published filter (where there are few, shown less often)",
     "diverse": "guided images that passed the screen",
     "diverse_ungated": "guided images that passed the screen without its gates for relevance and outliers",
     "brute_force": "unguided images that passed the screen",
-    "extra_real": "further real images in the place of generated ones: the ceiling",
+    "extra_real": "further real images, each shown as often as one of the cell's own: the ceiling",
 }
 TRAINING_MEANINGS = {
     "mixed": "each time an item is shown it is, with probability r / (1 + r) at ratio r, an added image in the place of a real one",
@@ -54,6 +54,11 @@ def scored(value: Mapping[str, Any] | None) -> str:
     return "–" if value is None else f"{percent(value['mean'])} ({interval(_hundredfold(value['ci95']), '.1f')})"
 
 
+def gap_in_words(difference: Mapping[str, Any] | None) -> str:
+    """A difference with its interval, both in points; a dash where it was not measured."""
+    return "–" if difference is None else f"{points(difference['mean'])} ({points_interval(difference['ci95'])})"
+
+
 def chance(p: float | None) -> str:
     """A p-value to two digits; a dash for None."""
     return "–" if p is None else "below 0.0001" if p < 1e-4 else significant(p, 2)
@@ -77,6 +82,15 @@ def metric_name(metric: str, class_names: Sequence[str]) -> str:
 def arm_name(arm: str) -> str:
     """What an arm is called in a text."""
     return "t-SNE hull" if arm == "tsne_hull" else arm.replace("_", " ")
+
+
+def added_in_words(row: Mapping[str, Any]) -> str:
+    """How many different images an arm could draw, and of which classes; a dash for none."""
+    if not row.get("images"):
+        return "–"
+    by_class = row.get("by_class")
+    parts = "" if not by_class else f" ({' + '.join(f'{count:,.0f}' for count in by_class)})"
+    return f"{row['images']:,.0f}{parts}"
 
 
 def size_in_words(cell: Mapping[str, Any]) -> str:
@@ -134,7 +148,7 @@ def comparison_in_words(comparison: Mapping[str, Any], cell: Mapping[str, Any], 
     difference = comparison["difference"]
     corrected = difference.get("p_holm")
     name = f"{pair_in_words(comparison, study, cell)}, {metric_name(comparison['metric'], study['data']['class_names'])}"
-    said = f"{name}: {_difference(difference, study)}; {outcome_in_words(comparison)}"
+    said = f"{name}: {_difference(difference, study)}{_area(comparison)}; {outcome_in_words(comparison)}"
     if outcome_of(comparison) in ("null", "open") or corrected is None:
         return f"{said}{'' if corrected is None else f' (p after Holm: {chance(corrected)})'}."
     return f"{said}; Holm's correction {'leaves' if _survives(corrected, study) else 'does not leave'} it (p after Holm: {chance(corrected)})."
@@ -161,6 +175,8 @@ def bar_in_words(cell: Mapping[str, Any], study: Mapping[str, Any]) -> str:
     primary, found, said = study["primary"], _by_control(cell), f"At {size_in_words(cell)}"
     arm, controls = arm_name(primary["arm"]), primary["controls"]
     absent = [control for control in controls if control not in found]
+    if cell.get("untested"):
+        return f"{said} nothing was tested: {cell['untested']}. A bank that lacks a class teaches that what looks generated is of another."
     if absent:
         return f"{said} the bar cannot be judged: {arm} was not compared with {_listed(absent)}."
     if not bar_holds(cell, study):
@@ -252,6 +268,14 @@ def _difference(difference: Mapping[str, Any], study: Mapping[str, Any]) -> str:
     return f"{points(difference['mean'])} points ({within})"
 
 
+def _area(comparison: Mapping[str, Any]) -> str:
+    """The same difference in AUC, where that was measured beside another metric and has an interval."""
+    area = comparison.get("auc")
+    if area is None or None in (area["ci95"] or (None,)) or comparison["metric"] == "auc":
+        return ""
+    return f"; in AUC {gap_in_words(area)}"
+
+
 def _survives(corrected: float, study: Mapping[str, Any]) -> bool:
     return corrected <= round(1 - float(study["confidence"]), 12)
 
@@ -266,7 +290,7 @@ def _as_primary(comparison: Mapping[str, Any], study: Mapping[str, Any]) -> bool
 
 def _missing_sizes(study: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> str:
     missing = [size for size in study["primary"]["sizes"] if not any(math.isclose(size, cell["size"]) for cell in cells)]
-    return f" Fixed before, but not run: {_listed([f'{100 * size:g} %' for size in missing])}." if missing else ""
+    return f" Fixed before, but not tested: {_listed([f'{100 * size:g} %' for size in missing])}." if missing else ""
 
 
 def _listed(names: Sequence[str], word: str = "and") -> str:

@@ -3,6 +3,7 @@
 from monai_diverse.study.conduct import Study, StudyProgress, study_steps
 from monai_diverse.study.config import Arm, ClassifierConfig, control_arms
 from monai_diverse.study.controls import duplicates_bank, matched_bank
+from monai_diverse.study.crew import Crew
 from monai_diverse.study.inference import holm, paired_difference
 from monai_diverse.study.metrics import METRICS, metrics_of
 from monai_diverse.study.outcome import outcome
@@ -15,6 +16,7 @@ __all__ = [
     "METRICS",
     "Arm",
     "ClassifierConfig",
+    "Crew",
     "Primary",
     "Run",
     "Selection",

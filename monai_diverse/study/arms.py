@@ -9,16 +9,17 @@ import numpy as np
 
 from monai_diverse.bank import SampleBank, select
 from monai_diverse.data import IntArray
-from monai_diverse.errors import RecipeError
 from monai_diverse.storage import fingerprint_of
 from monai_diverse.study.cohort import Cohort
 from monai_diverse.study.config import Arm
-from monai_diverse.study.plan import REAL, StudyPlan, Training
+from monai_diverse.study.plan import CEILING, REAL, StudyPlan, Training
 from monai_diverse.study.synthetic import Found
 from monai_diverse.study.user import User
 
 PRETRAIN = 0.5
 """Share of the steps on the bank alone, in trainings of the kind `pretrain`."""
+FULL = ("random", "duplicates")
+"""Arms that stand in for the primary one image by image: shown as often, whether or not there are as many different ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,35 +55,46 @@ class Stock:
             name: of the arm.
             ratio: bank samples for each real image; None for arms that add nothing.
             augment: with MONAI's usual random transforms.
-            training: `mixed`: an item is replaced with probability ratio / (1 + ratio), the share of bank samples among all; `pretrain`: see
-                `PRETRAIN`.
+            training: `mixed`: an item is replaced with the probability that `share` gives; `pretrain`: see `PRETRAIN`.
         """
         if ratio is None or name in REAL:
             return Arm(name=name, augment=augment, balanced=name == "balanced")
         bank = self.bank(name, ratio)
         if training == "pretrain":
             return Arm(name=name, bank=bank, pretrain=PRETRAIN, augment=augment)
-        return Arm(name=name, bank=bank, prob=ratio / (1 + ratio), augment=augment)
+        return Arm(name=name, bank=bank, prob=self.share(name, ratio), augment=augment)
+
+    def share(self, name: str, ratio: float) -> float:
+        """Chance that an item is replaced, in mixed training: ratio / (1 + ratio), the share of bank samples among all.
+
+        An arm that found fewer samples than the primary arm has is shown them as often as that is shown its own, no oftener. Further reals are shown
+        as often as the user's own, as if they were the user's: a ceiling, whatever the ratio.
+        """
+        held = len(self.bank(name, ratio))
+        if name == CEILING:
+            return held / (held + len(self.user.reals))
+        if name not in FULL and name != self.plan.primary.arm:
+            ratio *= held / max(len(self.bank(self.plan.primary.arm, ratio)), 1)
+        return ratio / (1 + ratio)
+
+    def counts(self, ratio: float) -> IntArray:
+        """Samples of each class that the primary arm has at a ratio: what is asked, if it has so many, and the pool for the arm `random` too."""
+        counts = np.minimum(self.asked(ratio), self._held(self.plan.primary.arm))
+        return np.minimum(counts, np.bincount(self.pool.labels, minlength=len(counts))) if "random" in self.plan.arms else counts
+
+    def lacking(self) -> IntArray:
+        """Classes of the user's images of which the primary arm has no sample: they would be told by looking real."""
+        ratio = max(self.plan.ratios)
+        return np.flatnonzero((self.asked(ratio) > 0) & (self.counts(ratio) == 0))
 
     def bank(self, name: str, ratio: float) -> SampleBank:
         """The samples of an arm; made where it is not there yet.
 
-        `random`, `duplicates` and `extra_real` have no more of a class than the primary arm has, so that they are compared at equal counts; of
-        reals there may be fewer. The other arms have what they found.
-
-        Raises:
-            RecipeError: a pool too small for `random`.
+        Of each class as many as `counts` says, so that arms are compared at equal counts. Of reals there may be fewer, and of samples that a filter
+        accepts too.
         """
         source, order = self._ranked(name)
-        counts = self.asked(ratio)
-        if name != self.plan.primary.arm and name in ("random", "duplicates", "extra_real"):
-            counts = np.minimum(counts, self._held(self.plan.primary.arm))
-        labels = source.labels[order]
-        held = np.bincount(labels, minlength=len(counts))
-        if name == "random" and (held < counts).any():
-            raise RecipeError(
-                f"pool: expected at least {counts.tolist()} samples by class, as the arm {self.plan.primary.arm} has, got {held.tolist()}"
-            )
+        labels, counts = source.labels[order], self.counts(ratio)
         places = np.sort(np.concatenate([order[labels == label][:count] for label, count in enumerate(counts)]))
         folder = self.out / "banks" / f"{name}-{fingerprint_of([source.fingerprint, places.tolist()])[:24]}"
         return SampleBank.open(folder) if folder.exists() else select(source, places, folder)
@@ -97,6 +109,6 @@ class Stock:
         if name in self.found.grown:
             bank = self.found.grown[name]
             return bank, self.plan.selection.ranked(bank)
-        if name in ("duplicates", "extra_real"):
+        if name in ("duplicates", CEILING):
             return self.real, rng.permutation(self.user.reals if name == "duplicates" else self.user.extra)
         return self.pool, rng.permutation(self.found.accepted.get(name, np.arange(len(self.pool))))

@@ -14,13 +14,14 @@ from monai_diverse.errors import DataError, RecipeError
 from monai_diverse.storage import make_folder, read_json, write_json
 from monai_diverse.study.arms import Stock
 from monai_diverse.study.cohort import Cohort
-from monai_diverse.study.generator import Generator, given_generator, trained_generator, training_of
+from monai_diverse.study.crew import Crew
+from monai_diverse.study.generator import Generator, generator_folder, given_generator, trained_generator
 from monai_diverse.study.plan import StudyPlan
 from monai_diverse.study.runs import Result, Setting, settings, sweep
 from monai_diverse.study.synthetic import found
-from monai_diverse.study.unscreened import draw_pool, pool_folder, real_bank
+from monai_diverse.study.unscreened import pool_folder, real_bank
 from monai_diverse.study.user import user_of
-from monai_diverse.study.workers import Job, find_banks, run_jobs
+from monai_diverse.study.workers import ALONE, Job, draw_pools, find_banks, run_jobs, train_generators
 
 PLAN = "plan.json"
 
@@ -50,13 +51,22 @@ class Cell:
         size: share of the labelled images.
         stocks: of each draw of the user.
         results: of the runs so far.
-        ratio: the one that validation chose; None before the sweep is done.
+        ratio: the one that validation chose; None before the sweep is done, and where nothing can be tested.
     """
 
     size: float
     stocks: list[Stock]
     results: list[Result] = field(default_factory=list)
     ratio: float | None = None
+
+    @property
+    def untested(self) -> str | None:
+        """Why no bank is trained on, if so: in a draw of the user the primary arm has no sample of some class."""
+        lacking = [classes for stock in self.stocks if len(classes := stock.lacking())]
+        if not lacking:
+            return None
+        names = " or ".join(str(label) for label in np.unique(np.concatenate(lacking)))
+        return f"no sample of class {names} was accepted for {len(lacking)} of {len(self.stocks)} users"
 
 
 @dataclass(kw_only=True)
@@ -111,31 +121,27 @@ def _require_groups(images: LabelledImages, classes: int, name: str) -> None:
         raise DataError(f"study: expected {name} of at least 2 patients or groups of every class, got {groups} by class; intervals need them")
 
 
-def study_steps(study: Study, *, workers: int = 1) -> Iterator[StudyProgress]:
+def study_steps(study: Study, *, crew: Crew = ALONE) -> Iterator[StudyProgress]:
     """Does what the plan says, yielding on the way; whatever was finished in the folder before is taken up.
 
     Args:
         study: begun by `Study.begin`; its cells are filled.
-        workers: processes that grow banks and train classifiers; generators are trained in this one.
+        crew: who trains generators where there are several, draws pools, grows banks and trains classifiers.
 
     Raises:
         RecipeError, DataError: parts of the plan that do not work.
-        StorageError: the disk refuses, or a process was killed; what was finished is kept.
+        StorageError: the disk refuses, or a worker was killed; what was finished is kept.
     """
     generators: dict[tuple[float, int], Generator] = {}
-    yield from _generators(study, generators)
+    yield from _generators(study, generators, crew)
     pools: dict[str, SampleBank] = {}
-    for number, generator in enumerate(generators.values()):
-        folder = pool_folder(study.plan, generator, study.out)
-        if str(folder) not in pools:
-            for count in draw_pool(study.plan, study.cohort, generator, study.out):
-                yield StudyProgress(stage="pool", done=count, total=study.plan.pool, detail=f"of generator {number + 1}")
-            pools[str(folder)] = SampleBank.open(folder)
-    yield from _stocks(study, generators, pools, workers)
-    yield from _runs(study, "sweep", {cell.size: sweep(study.plan) for cell in study.cells}, workers)
-    for cell in study.cells:
+    yield from _pools(study, generators, pools, crew)
+    yield from _stocks(study, generators, pools, crew)
+    tested = [cell for cell in study.cells if cell.untested is None]
+    yield from _runs(study, "sweep", {cell.size: sweep(study.plan) for cell in tested}, crew)
+    for cell in tested:
         cell.ratio = chosen_ratio(study.plan, cell.results)
-    yield from _runs(study, "arms", {cell.size: settings(study.plan, cell.ratio or 0.0) for cell in study.cells}, workers)
+    yield from _runs(study, "arms", {cell.size: settings(study.plan, cell.ratio) for cell in study.cells}, crew)
 
 
 def draws(plan: StudyPlan, size: float) -> int:
@@ -156,7 +162,7 @@ def chosen_ratio(plan: StudyPlan, results: Sequence[Result]) -> float:
     return max(sorted(plan.ratios), key=score)
 
 
-def _generators(study: Study, made: dict[tuple[float, int], Generator]) -> Iterator[StudyProgress]:
+def _generators(study: Study, made: dict[tuple[float, int], Generator], crew: Crew) -> Iterator[StudyProgress]:
     """Makes the generator of each size and draw: one for all, or in the regime `strict` one for each."""
     plan, cohort = study.plan, study.cohort
     places = [(size, draw) for size in plan.sizes for draw in range(draws(plan, size))]
@@ -167,48 +173,52 @@ def _generators(study: Study, made: dict[tuple[float, int], Generator]) -> Itera
     if plan.regime == "strict":
         everything = np.arange(len(cohort.train), dtype=np.int64)
         among = {(size, draw): cohort.drawn(everything, size, draw, plan.seed) for size, draw in places}
-    for number, (place, images) in enumerate(among.items()):
-        if plan.regime == "strict" or not made:
-            for progress in training_of(plan, cohort, images, study.out):
-                yield StudyProgress(
-                    stage="generator",
-                    done=progress.step,
-                    total=plan.training.steps,
-                    detail=f"{number + 1} of {len(among) if plan.regime == 'strict' else 1}, loss {progress.train_loss:.4f}",
-                )
-            made[place] = trained_generator(plan, cohort, images, study.out)
-        else:
-            made[place] = next(iter(made.values()))
+    tasks = {generator_folder(plan, cohort, images, study.out): images for images in among.values()}
+    for done, total, detail in train_generators(plan, cohort, list(tasks.values()), study.out, crew=crew):
+        yield StudyProgress(stage="generator", done=done, total=total, detail=detail)
+    trained = {folder: trained_generator(plan, cohort, images, study.out) for folder, images in tasks.items()}
+    made |= {place: trained[generator_folder(plan, cohort, images, study.out)] for place, images in among.items()}
 
 
-def _stocks(study: Study, generators: dict[tuple[float, int], Generator], pools: dict[str, SampleBank], workers: int) -> Iterator[StudyProgress]:
+def _pools(study: Study, generators: dict[tuple[float, int], Generator], pools: dict[str, SampleBank], crew: Crew) -> Iterator[StudyProgress]:
+    """Draws a pool of every generator, by its folder."""
+    different = {str(pool_folder(study.plan, generator, study.out)): generator for generator in generators.values()}
+    for done, total, detail in draw_pools(study.plan, study.cohort, list(different.values()), study.out, crew=crew):
+        yield StudyProgress(stage="pool", done=done, total=total, detail=detail)
+    pools |= {folder: SampleBank.open(Path(folder)) for folder in different}
+
+
+def _stocks(study: Study, generators: dict[tuple[float, int], Generator], pools: dict[str, SampleBank], crew: Crew) -> Iterator[StudyProgress]:
     plan, cohort, out = study.plan, study.cohort, study.out
     real = real_bank(cohort, out)
     tasks = [
         (user_of(plan, cohort, generator, size=size, draw=draw, out=out), pools[str(pool_folder(plan, generator, out))])
         for (size, draw), generator in generators.items()
     ]
-    for done, detail in find_banks(plan, cohort, tasks, out, workers=workers):
+    for done, detail in find_banks(plan, cohort, tasks, out, crew=crew):
         yield StudyProgress(stage="banks", done=done, total=len(tasks), detail=detail)
     cells: dict[float, list[Stock]] = {size: [] for size in plan.sizes}
     for user, pool in tasks:
         own = found(plan, cohort, user, pool, out)
         cells[user.size].append(Stock(plan=plan, cohort=cohort, user=user, found=own, pool=pool, real=real, out=out))
     study.cells = [Cell(size=size, stocks=stocks) for size, stocks in cells.items()]
+    for cell in study.cells:
+        if cell.untested is not None:
+            yield StudyProgress(stage="banks", done=len(tasks), total=len(tasks), detail=f"{cell.size:g} of the reals: not tested, {cell.untested}")
 
 
-def _runs(study: Study, stage: str, asked: dict[float, list[Setting]], workers: int) -> Iterator[StudyProgress]:
+def _runs(study: Study, stage: str, asked: dict[float, list[Setting]], crew: Crew) -> Iterator[StudyProgress]:
     stocks = [stock for cell in study.cells for stock in cell.stocks]
     jobs: list[Job] = []
     owners: list[Cell] = []
     first = 0
     for cell in study.cells:
         known = {result.setting for result in cell.results}
-        pairs = [(setting, seed) for setting in asked[cell.size] if setting not in known for seed in range(study.plan.seeds)]
+        pairs = [(setting, seed) for setting in asked.get(cell.size, ()) if setting not in known for seed in range(study.plan.seeds)]
         jobs += [(setting, first + seed % len(cell.stocks), seed) for setting, seed in pairs]
         owners += [cell] * len(pairs)
         first += len(cell.stocks)
-    for number, (cell, result) in enumerate(zip(owners, run_jobs(jobs, stocks, study.scored(), workers=workers), strict=True), start=1):
+    for number, (cell, result) in enumerate(zip(owners, run_jobs(jobs, stocks, study.scored(), crew=crew), strict=True), start=1):
         cell.results.append(result)
         words = (
             f"{cell.size:g} of the reals, {result.setting.arm}, seed {result.seed}: validation {result.run.validation[study.plan.primary.metric]:.3f}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from monai_diverse.screening import Yield
 from monai_diverse.study.conduct import Cell, Study
 from monai_diverse.study.inference import holm, paired_difference
 from monai_diverse.study.metrics import metrics_of
-from monai_diverse.study.plan import StudyPlan
+from monai_diverse.study.plan import CEILING, StudyPlan
 from monai_diverse.study.runs import Result, Setting, sweep
 from monai_diverse.study.statistics import over_seeds
 from monai_diverse.study.synthetic import GROWN
@@ -21,6 +22,8 @@ from monai_diverse.version import __version__
 
 Keep = npt.NDArray[np.bool_] | None
 CONFIDENCE = 0.95
+BESIDE = (("random", "real"), ("relevant", "random"), (CEILING, "real"))
+"""Further pairs: what plain samples are worth, right labels beside them, and more real images."""
 
 
 def outcome(study: Study) -> dict[str, Any]:
@@ -31,13 +34,14 @@ def outcome(study: Study) -> dict[str, Any]:
 
     Returns:
         JSON, of which `report.write_study` makes a page: what was studied (name, regime, data, generator, plan), `primary` (what was fixed before)
-        and `cells`, one a size: the user's reals, the chosen ratio, the sweep that chose it (`ratios`), `arms`, `comparisons` and `yields`.
+        and `cells`, one a size: the user's reals, the chosen ratio, the sweep that chose it (`ratios`), `arms`, `comparisons` and `yields`; and
+        `untested`: None, or why no bank was trained on.
 
     Raises:
         DataError: a study that has not been run.
     """
     plan, cohort = study.plan, study.cohort
-    if not study.cells or any(cell.ratio is None for cell in study.cells):
+    if not study.cells or any((cell.ratio is None and cell.untested is None) or not cell.results for cell in study.cells):
         raise DataError("study: expected one whose steps have all been run, got an unfinished one; run study_steps first")
     scored = study.scored()
     keep = cohort.test_apart if study.test and not cohort.test_apart.all() else None
@@ -95,14 +99,19 @@ def _cell(plan: StudyPlan, cell: Cell, scored: LabelledImages, keep: Keep) -> di
         by_setting.setdefault(result.setting, []).append(result)
     stock = cell.stocks[0]
     reals = stock.cohort.train.labels[stock.user.reals]
-    chosen = {setting: results for setting, results in by_setting.items() if setting.ratio in (None, cell.ratio)}
+    chosen = {  # an arm that found nothing would be another `real`
+        setting: results
+        for setting, results in by_setting.items()
+        if setting.ratio in (None, cell.ratio) and (setting.ratio is None or any(result.images for result in results))
+    }
     return {
         "size": cell.size,
         "real": {"images": len(reals), "by_class": np.bincount(reals).tolist()},
         "subsets": len(cell.stocks),
         "extra": len(stock.user.extra),
         "ratio": cell.ratio,
-        "ratios": [_swept(setting, by_setting[setting]) for setting in sweep(plan)],
+        "untested": cell.untested,
+        "ratios": [_swept(setting, by_setting[setting]) for setting in sweep(plan) if setting in by_setting],
         "arms": [_arm(setting, results, cell, scored, keep) for setting, results in chosen.items()],
         "comparisons": list(_comparisons(plan, cell, chosen, scored, keep)),
         "yields": _yields(cell),
@@ -128,6 +137,7 @@ def _arm(setting: Setting, results: list[Result], cell: Cell, scored: LabelledIm
         "ratio": setting.ratio,
         "asked": asked,
         "images": float(np.mean([result.images for result in results])),
+        "by_class": np.mean([result.by_class for result in results], axis=0).tolist(),
         "seeds": len(results),
         "metrics": over_seeds([result.run.metrics for result in results]),
         "validation": over_seeds([result.run.validation for result in results]),
@@ -136,26 +146,33 @@ def _arm(setting: Setting, results: list[Result], cell: Cell, scored: LabelledIm
 
 
 def _comparisons(plan: StudyPlan, cell: Cell, chosen: dict[Setting, list[Result]], scored: LabelledImages, keep: Keep) -> list[dict[str, Any]]:
-    """The primary arm against every other arm that was trained alike."""
+    """The primary arm against every other arm that was trained alike, and `BESIDE`.
+
+    Those trained as in the primary comparisons are compared by the area under the ROC curve too, which a moved threshold does not change.
+    """
     primary, rows = plan.primary, []
-    for ours in (setting for setting in chosen if setting.arm == primary.arm):
-        for theirs in (setting for setting in chosen if setting.arm != primary.arm and setting.augment == ours.augment):
-            if theirs.ratio is not None and theirs.training != ours.training:
-                continue
-            alike = ours.training == primary.training and ours.augment == primary.augment
-            rows.append(
-                {
-                    "arm": ours.arm,
-                    "control": theirs.arm,
-                    "augment": ours.augment,
-                    "training": ours.training,
-                    "ratio": ours.ratio,
-                    "metric": primary.metric,
-                    "primary": alike and theirs.arm in primary.controls and cell.size in (primary.sizes or plan.sizes),
-                    "difference": _difference(chosen[ours], chosen[theirs], scored, None, primary.metric) | {"p_holm": None},
-                    "without_twins": None if keep is None else _difference(chosen[ours], chosen[theirs], scored, keep, primary.metric),
-                }
-            )
+    for ours, theirs in itertools.permutations(chosen, 2):
+        alike = ours.training == primary.training and ours.augment == primary.augment
+        if theirs.augment != ours.augment or (theirs.ratio is not None and theirs.training != ours.training):
+            continue
+        if ours.arm != primary.arm and not (alike and (ours.arm, theirs.arm) in BESIDE):
+            continue
+        pair = chosen[ours], chosen[theirs]
+        tested = ours.arm == primary.arm and theirs.arm in primary.controls and cell.size in (primary.sizes or plan.sizes)
+        rows.append(
+            {
+                "arm": ours.arm,
+                "control": theirs.arm,
+                "augment": ours.augment,
+                "training": ours.training,
+                "ratio": ours.ratio,
+                "metric": primary.metric,
+                "primary": alike and tested,
+                "difference": _difference(*pair, scored, None, primary.metric) | {"p_holm": None},
+                "auc": _difference(*pair, scored, None, "auc") if alike else None,
+                "without_twins": None if keep is None else _difference(*pair, scored, keep, primary.metric),
+            }
+        )
     return rows
 
 

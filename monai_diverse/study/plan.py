@@ -18,7 +18,8 @@ Regime = Literal["pretrained", "strict"]
 Training = Literal["mixed", "pretrain"]
 REAL = ("real", "balanced")
 """Arms that add nothing."""
-ARMS = (*REAL, "duplicates", "random", "relevant", "tsne_hull", "diverse", "diverse_ungated", "brute_force", "extra_real")
+CEILING = "extra_real"
+ARMS = (*REAL, "duplicates", "random", "relevant", "tsne_hull", "diverse", "diverse_ungated", "brute_force", CEILING)
 
 
 @dataclass(frozen=True, kw_only=True)

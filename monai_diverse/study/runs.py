@@ -43,15 +43,20 @@ class Result:
         setting: how it was trained.
         size: the user's share of the labelled images.
         seed: of the run.
-        images: different bank images that it could draw.
+        by_class: different bank images that it could draw, of each class.
         run: what came out.
     """
 
     setting: Setting
     size: float
     seed: int
-    images: int
+    by_class: tuple[int, ...]
     run: Run
+
+    @property
+    def images(self) -> int:
+        """Different bank images that it could draw."""
+        return sum(self.by_class)
 
 
 def sweep(plan: StudyPlan) -> list[Setting]:
@@ -64,10 +69,15 @@ def sweep(plan: StudyPlan) -> list[Setting]:
     ]
 
 
-def settings(plan: StudyPlan, ratio: float) -> list[Setting]:
-    """What is trained at the chosen ratio: every arm, with and without random transforms; in other ways than the primary one what is tested alone."""
+def settings(plan: StudyPlan, ratio: float | None) -> list[Setting]:
+    """What is trained at the chosen ratio: every arm, with and without random transforms; in other ways than the primary one what is tested alone.
+
+    Without a ratio, where nothing can be tested, the arms that add nothing.
+    """
     tested = (plan.primary.arm, *plan.primary.controls)
     plain = [Setting(arm=arm, augment=augment) for augment in plan.augment for arm in plan.arms if arm in REAL]
+    if ratio is None:
+        return plain
     return plain + [
         Setting(arm=arm, ratio=ratio, augment=augment, training=training)
         for training in plan.trainings
@@ -99,14 +109,15 @@ def run_setting(setting: Setting, stock: Stock, seed: int, scored: LabelledImage
         found = _read(file)
     else:
         found = next(run_study([arm], reals, cohort.validation, scored, config))
+        found = replace(found, probabilities=np.round(found.probabilities, DIGITS))  # as they are read again
         write_json(file, _as_json(found))
-    held = 0 if arm.bank is None else len(arm.bank)
-    return Result(setting=setting, size=stock.user.size, seed=seed, images=held, run=replace(found, arm=setting.arm, seed=seed))
+    held = () if arm.bank is None else tuple(np.bincount(arm.bank.labels, minlength=arm.bank.header.classes).tolist())
+    return Result(setting=setting, size=stock.user.size, seed=seed, by_class=held, run=replace(found, arm=setting.arm, seed=seed))
 
 
 def _as_json(run: Run) -> dict[str, Any]:
     values = {name: getattr(run, name) for name in ("metrics", "validation", "best_epoch", "seconds")}
-    return values | {"probabilities": np.round(run.probabilities, DIGITS).tolist()}
+    return values | {"probabilities": run.probabilities.tolist()}
 
 
 def _read(file: Path) -> Run:

@@ -20,8 +20,8 @@ CONFIDENCE = 0.95
 def t_interval(values: Sequence[float]) -> dict[str, Any]:
     """Mean and Student's 95 % t interval, mean ± t(n-1) s/√n.
 
-    It covers what varies between seeds (initial weights, order, augmentation, replacements), not the choice of the
-    images: training, test and bank images are the same for all seeds. It is not cut to [0, 1].
+    It covers what varies between seeds: initial weights, order, augmentation, replacements, and in a study which images the user has, where draws
+    are several. The test images are the same for all seeds. It is not cut to [0, 1].
 
     Returns:
         JSON: {"mean", "ci95": [low, high]}. One value has no interval: [None, None]. Equal values: [mean, mean].

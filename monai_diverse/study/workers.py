@@ -1,28 +1,27 @@
-"""The banks and the runs of a study, one after another or in several processes."""
+"""Generators, pools, banks and runs of a study, one after another or by a crew."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from multiprocessing import get_context
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 
 from monai_diverse.bank import SampleBank
-from monai_diverse.data import LabelledImages
-from monai_diverse.errors import StorageError
+from monai_diverse.data import IntArray, LabelledImages
 from monai_diverse.study.arms import Stock
 from monai_diverse.study.cohort import Cohort
+from monai_diverse.study.crew import Crew, in_order
+from monai_diverse.study.generator import Generator, training_of
 from monai_diverse.study.plan import StudyPlan
 from monai_diverse.study.runs import Result, Setting, run_setting
 from monai_diverse.study.synthetic import find, record_of
+from monai_diverse.study.unscreened import draw_pool
 from monai_diverse.study.user import User
-from monai_diverse.threads import Threads, waiting_gives_way
+from monai_diverse.threads import Threads
+
+ALONE = Crew()
 
 Job = tuple[Setting, int, int]
 """How to train, for which of the stocks, with which seed."""
@@ -46,8 +45,8 @@ class _Trainer:
         return run_setting(setting, cls.stocks[place], seed, cls.scored)
 
 
-class _Finder:
-    """What a process keeps between users: the images are sent once."""
+class _Maker:
+    """What a process keeps between tasks: the images are sent once."""
 
     plan: ClassVar[StudyPlan]
     cohort: ClassVar[Cohort]
@@ -59,14 +58,66 @@ class _Finder:
         cls.plan, cls.cohort, cls.out, cls.threads = plan, cohort, out, threads
 
     @classmethod
-    def run(cls, task: tuple[User, SampleBank]) -> None:
-        user, pool = task
-        for _ in find(cls.plan, cls.cohort, user, pool, cls.out):
+    def generator(cls, images: IntArray | None) -> None:
+        cls._through(training_of(cls.plan, cls.cohort, images, cls.out))
+
+    @classmethod
+    def pool(cls, generator: Generator) -> None:
+        cls._through(draw_pool(cls.plan, cls.cohort, generator, cls.out))
+
+    @classmethod
+    def banks(cls, task: tuple[User, SampleBank]) -> None:
+        cls._through(find(cls.plan, cls.cohort, *task, cls.out))
+
+    @classmethod
+    def _through(cls, steps: Iterator[Any]) -> None:
+        cls.threads.take()
+        for _ in steps:
             cls.threads.take()  # whatever libraries were loaded on the way
 
 
+def train_generators(
+    plan: StudyPlan, cohort: Cohort, tasks: Sequence[IntArray | None], out: Path, *, crew: Crew = ALONE
+) -> Iterator[tuple[int, int, str]]:
+    """Does `training_of` for every task.
+
+    Args:
+        plan: of the study.
+        cohort: its images.
+        tasks: what each generator may see, as `training_of` takes it; different ones.
+        out: folder of the study.
+        crew: who does it, where there are several tasks; each worker computes with as many threads as this process.
+
+    Yields:
+        (steps that are done, of how many, a few words).
+
+    Raises:
+        StorageError: the disk refuses, or a worker was killed; what was finished is kept.
+    """
+    steps, count = plan.training.steps, len(tasks)
+    if crew.alone or count == 1:
+        for number, images in enumerate(tasks):
+            for progress in training_of(plan, cohort, images, out):
+                yield number * steps + progress.step, count * steps, f"{number + 1} of {count}, loss {progress.train_loss:.4f}"
+        return
+    for number, _ in enumerate(crew.each(_Maker.begin, (plan, cohort, out, Threads.here()), _Maker.generator, tasks), start=1):
+        yield number * steps, count * steps, f"{number} of {count} trained"
+
+
+def draw_pools(plan: StudyPlan, cohort: Cohort, generators: Sequence[Generator], out: Path, *, crew: Crew = ALONE) -> Iterator[tuple[int, int, str]]:
+    """Does `draw_pool` for every generator; arguments, yields (samples instead of steps) and errors as of `train_generators`."""
+    count = len(generators)
+    if crew.alone or count == 1:
+        for number, generator in enumerate(generators):
+            for drawn in draw_pool(plan, cohort, generator, out):
+                yield number * plan.pool + drawn, count * plan.pool, f"of generator {number + 1} of {count}"
+        return
+    for number, _ in enumerate(crew.each(_Maker.begin, (plan, cohort, out, Threads.here()), _Maker.pool, generators), start=1):
+        yield number * plan.pool, count * plan.pool, f"of {number} of {count} generators"
+
+
 def find_banks(
-    plan: StudyPlan, cohort: Cohort, tasks: Sequence[tuple[User, SampleBank]], out: Path, *, workers: int = 1
+    plan: StudyPlan, cohort: Cohort, tasks: Sequence[tuple[User, SampleBank]], out: Path, *, crew: Crew = ALONE
 ) -> Iterator[tuple[int, str]]:
     """Does `find` for every user.
 
@@ -75,15 +126,15 @@ def find_banks(
         cohort: its images.
         tasks: users, each with the pool of its generator.
         out: folder of the study.
-        workers: processes; each computes with as many threads as this one, on which the banks depend.
+        crew: who does it; each worker computes with as many threads as this process, on which the banks depend.
 
     Yields:
         (users that are done, what is being done for the next).
 
     Raises:
-        StorageError: the disk refuses, or a process was killed; what was finished is kept.
+        StorageError: the disk refuses, or a worker was killed; what was finished is kept.
     """
-    if workers == 1:
+    if crew.alone:
         for number, (user, pool) in enumerate(tasks):
             for detail in find(plan, cohort, user, pool, out):
                 yield number, f"{user.size:g} of the reals, draw {user.draw + 1}: {detail}"
@@ -92,51 +143,31 @@ def find_banks(
     alike: dict[Path, list[tuple[User, SampleBank]]] = {}
     for task in tasks:  # sizes that round to the same images make users with the same banks: two processes would race for them
         alike.setdefault(record_of(plan, cohort, *task, out), []).append(task)
-    with _processes(workers, _Finder.begin, (plan, cohort, out, Threads.here())) as processes:
-        with waiting_gives_way():
-            running = {processes.submit(_Finder.run, group[0]): len(group) for group in alike.values()}
-        number = 0
-        for done in as_completed(running):
-            done.result()
-            number += running[done]
-            yield number, ""
+    groups, number = list(alike.values()), 0
+    for place, _ in crew.each(_Maker.begin, (plan, cohort, out, Threads.here()), _Maker.banks, [group[0] for group in groups]):
+        number += len(groups[place])
+        yield number, ""
 
 
-def run_jobs(jobs: Sequence[Job], stocks: Sequence[Stock], scored: LabelledImages, *, workers: int = 1) -> Iterator[Result]:
+def run_jobs(jobs: Sequence[Job], stocks: Sequence[Stock], scored: LabelledImages, *, crew: Crew = ALONE) -> Iterator[Result]:
     """Runs all jobs and yields each result, in the order of the jobs.
 
     Args:
         jobs: what to run; `stocks` by their place.
         stocks: of the users.
         scored: images to score.
-        workers: processes; each has its share of the threads that torch would use. Classifiers repeat bit for bit only with an unchanged number of
-            threads, so that this number may move the last digits.
+        crew: who does it; each worker has its share of this machine's cores as threads. Classifiers repeat bit for bit only with an unchanged number
+            of threads, so that the number of workers may move the last digits.
 
     Raises:
-        StorageError: a process was killed, as the system does when memory runs out.
+        StorageError: a worker was killed, as the system does when memory runs out.
     """
     for setting, place, _ in dict.fromkeys(
         (setting, place, 0) for setting, place, _ in jobs
     ):  # banks are made here: two processes would race for them
         stocks[place].arm(setting.arm, ratio=setting.ratio, augment=setting.augment, training=setting.training)
-    if workers == 1:
+    if crew.alone:
         for setting, place, seed in jobs:
             yield run_setting(setting, stocks[place], seed, scored)
         return
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    with _processes(workers, _Trainer.begin, (stocks, scored, threads)) as pool:
-        yield from pool.map(_Trainer.run, jobs)
-
-
-@contextmanager
-def _processes(workers: int, begin: Callable[..., None], arguments: tuple[Any, ...]) -> Iterator[ProcessPoolExecutor]:
-    """Processes that each call `begin` first; what is not yet started when the block is left is dropped."""
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=begin, initargs=arguments)
-    try:
-        yield pool
-    except BrokenProcessPool as error:
-        raise StorageError(
-            "study: a process was killed, perhaps for want of memory; run again with fewer --workers, what was finished is kept"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
+    yield from in_order(crew.each(_Trainer.begin, (stocks, scored, crew.threads), _Trainer.run, jobs))
