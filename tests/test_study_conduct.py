@@ -249,7 +249,7 @@ def test_arms_that_found_fewer_are_shown_them_no_oftener(study: Study) -> None:
     assert stock.arm("extra_real", ratio=0.5, augment=True, training="mixed").prob == extra / (extra + len(stock.user.reals))
 
 
-def test_a_bank_without_a_class_is_not_trained_on(content: dict[str, Any], tmp_path: Path) -> None:
+def test_a_bank_without_a_class_is_not_trained_on(content: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A screen that accepts nothing: the study says so, and does not call it a null result."""
     screen = screen_of(level=0.034, tolerance=1e-6)
     small = content | {"sizes": [1.0], "ratios": [0.5], "trainings": ["mixed"], "screen": screen}
@@ -261,8 +261,9 @@ def test_a_bank_without_a_class_is_not_trained_on(content: dict[str, Any], tmp_p
     (cell,) = found["cells"]
     assert (cell["untested"], cell["ratio"], cell["comparisons"], cell["ratios"]) == (reason, None, [], [])
     assert {row["arm"] for row in cell["arms"]} == {"real", "balanced"}
-    page, markdown = write_study(tmp_path, found).read_text(), study_markdown(found)
-    for text in (page, markdown):
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(small))
+    assert main(["study", str(tmp_path / "study.yaml"), "--out", str(tmp_path)]) == 0
+    for text in (write_study(tmp_path, found).read_text(), study_markdown(found), capsys.readouterr().out):
         assert f"At 100 % ({cell['real']['images']} images) nothing was tested: {reason}." in text
         assert "null result" not in text
 

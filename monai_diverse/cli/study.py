@@ -14,7 +14,7 @@ from tqdm import tqdm
 from monai_diverse.cli.main import app
 from monai_diverse.report import write_study
 from monai_diverse.report.provenance import describe_environment
-from monai_diverse.report.study_words import DEVELOPMENT, comparison_in_words, verdict_in_words
+from monai_diverse.report.study_words import DEVELOPMENT, bar_in_words, comparison_in_words, verdict_in_words
 from monai_diverse.storage import write_json
 from monai_diverse.study import Crew, Study, StudyPlan, outcome, study_steps
 
@@ -50,7 +50,8 @@ def command(
 
 
 def _words(found: dict[str, Any]) -> list[str]:
-    """The primary comparisons, a line each, and the verdict."""
+    """The primary comparisons, a line each, the verdict, and why sizes were not tested."""
     pairs = [(row, cell) for cell in found["cells"] for row in cell["comparisons"] if row["primary"]]
     first = [DEVELOPMENT] if found["scored_on"] == "development" else []
-    return [*first, *(comparison_in_words(row, cell, found) for row, cell in pairs), verdict_in_words(found)]
+    untested = [bar_in_words(cell, found) for cell in found["cells"] if cell["untested"]]
+    return [*first, *(comparison_in_words(row, cell, found) for row, cell in pairs), verdict_in_words(found), *untested]
