@@ -158,6 +158,7 @@ def test_latents_that_do_not_fit_are_refused() -> None:
         ({"output_range": (1.0, 0.0)}, DataError, "output_range"),
         ({"output_range": (0.0, float("nan"))}, DataError, "output_range"),
         ({"class_names": ("one",)}, DataError, "class_names: expected 3"),
+        ({"guidance": 2.0}, RecipeError, "guidance: expected a ClassifierFree, got 2.0"),
         ({"conditioning": None, "guidance": ClassifierFree(scale=2.0)}, RecipeError, "null class"),
     ],
 )

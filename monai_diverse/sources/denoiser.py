@@ -66,6 +66,8 @@ class Denoiser:
             raise RecipeError(f"prediction_type: expected one of {', '.join(PREDICTION_TYPES)}, got {self.prediction_type!r}")
         if self.prediction_type in _FLOWS and not self.schedule.flow:
             raise RecipeError(f"prediction_type: expected a flow's schedule with {self.prediction_type!r}, got one of betas")
+        if not isinstance(self.guidance, ClassifierFree):
+            raise RecipeError(f"guidance: expected a ClassifierFree, got {self.guidance!r}; a scale of 2 is ClassifierFree(scale=2)")
         if self.guidance.scale != 1.0 and self.conditioning.null is None:
             raise RecipeError(f"guidance scale {self.guidance.scale}: expected a model trained with a null class, got one without; use scale 1")
         if self.cads is not None and not self.conditioning.inputs.keys() & set(NOISED):
