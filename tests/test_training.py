@@ -131,6 +131,7 @@ def test_card_names_data_hash_command_and_losses(tiny_model: Path) -> None:
     split = json.loads((tiny_model / "split.json").read_text())
     assert split["data_sha256"] in card
     assert "0 top, 1 bottom" in card
+    assert "--patch" not in card
     assert (tiny_model / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -227,6 +228,8 @@ def test_patches_are_taken_apart_and_put_together(tmp_path: Path, blob_file: Pat
     assert bank_loss(unet, validation_bank(data.validation, build_scheduler(), draws=4, seed=config.seed, patch=2)) == pytest.approx(
         recorded, rel=1e-2
     )
+    write_card(tmp_path / "m")
+    assert "--seed 0 --patch 2 --calibration-parts" in (tmp_path / "m" / "CARD.md").read_text()
     source = DiffusersSource(tmp_path / "m")
     states = torch.nn.functional.pixel_shuffle(batch.noisy, 2)
     index = int(batch.timesteps[0])

@@ -128,6 +128,7 @@ def _command(model: dict[str, Any], training: dict[str, Any], split: dict[str, A
     words = ["monai-diverse", "train", "--data", split["data"], "--out", "MODEL", "--steps", str(training["steps"])]
     words += ["--batch-size", str(training["batch_size"]), "--seed", str(training["seed"])]
     words += [] if model["mirror"] else ["--no-mirror"]
+    words += ["--patch", str(model["patch"])] if model.get("patch", 1) > 1 else []  # cards of before there were patches name none
     words += ["--calibration-parts", str(training["calibration_parts"])]
     words += ["--name", model["name"], "--licence", model["licence"], "--class-names", ",".join(model["class_names"])]
     return shlex.join(words)
