@@ -20,7 +20,17 @@ from monai_diverse.training import ModelCard, TrainConfig, prepare, train, write
 
 torch.set_num_threads(1)  # small tensors are slower on several threads than on one, fixtures of a session too
 
-LONGEST = ("test_demo", "test_notebooks", "test_twins", "test_examples", "test_bank_damage", "test_bank_fuzz", "test_cli", "test_tsne_hull")
+LONGEST = (
+    "test_demo",
+    "test_notebooks",
+    "test_twins",
+    "test_examples",
+    "test_bank_damage",
+    "test_bank_fuzz",
+    "test_cli",
+    "test_tsne_hull",
+    "test_study_conduct",
+)
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 SIDE = 8
 OUTLIER_FACTORS = ("mahalanobis_factor", "residual_factor", "leftover_factor", "intensity_factor", "spectrum_factor", "foreground_factor")
