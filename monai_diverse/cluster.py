@@ -33,7 +33,7 @@ def ray_cluster(address: str) -> Iterator[Any]:
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
-        ray.init(address=None if address == AUTO else address, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(address=None if address == AUTO else address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise RecipeError(f"ray: expected the address of a running cluster, auto or local, got {address!r} ({reason})") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+from collections.abc import Iterator
 from multiprocessing.context import BaseContext
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from filelock import FileLock
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from monai_diverse.cluster import ray_cluster
 from monai_diverse.data import LabelledImages
 from monai_diverse.training import ModelCard, TrainConfig, prepare, train, write_card, write_model_json
 
@@ -108,6 +110,14 @@ def fresh_processes() -> BaseContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["monai.bundle", "monai.networks.nets", "monai_diverse.features", "monai_diverse.transforms"])
     return context
+
+
+@pytest.fixture(scope="module")
+def ray_here() -> Iterator[None]:
+    """A Ray cluster of this machine, one for the tests of a file: to start one takes long. Not for all files: others' tests fork."""
+    pytest.importorskip("ray", reason="needs ray, the extra `ray`")
+    with ray_cluster("local"):
+        yield
 
 
 @pytest.fixture

@@ -1,10 +1,9 @@
-import importlib.util
 import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from multiprocessing.context import BaseContext
 from pathlib import Path
@@ -31,7 +30,6 @@ from monai_diverse.threads import Threads
 
 TWO = Processes(devices=("cpu", "cpu"))
 SHIELD = Component(target="monai_diverse.sampling.Shield")
-NEEDS_RAY = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray, the extra `ray`")
 
 
 @pytest.fixture
@@ -198,17 +196,6 @@ def test_driver_that_is_killed_leaves_no_process_and_can_go_on(guided: Recipe, p
     assert_same(grow(guided, tmp_path / "two", resume=True), whole)
 
 
-@pytest.fixture(scope="module")
-def ray_here() -> Iterator[None]:
-    """A cluster for the tests of this file."""
-    ray = pytest.importorskip("ray", reason="needs ray, the extra `ray`")
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
-
-
-@NEEDS_RAY
 def test_ray_actors_grow_the_bank_of_one_process_and_one_may_die(guided: Recipe, place: Path, tmp_path: Path, ray_here: None) -> None:
     whole = grow(guided, tmp_path / "one")
     (place / "kill-50").touch()
@@ -218,7 +205,6 @@ def test_ray_actors_grow_the_bank_of_one_process_and_one_may_die(guided: Recipe,
     assert until(lambda: not any(alive(number) for number in pids(place)), 10)
 
 
-@NEEDS_RAY
 def test_ray_on_the_command_line_by_brute_force_up_to_a_size(
     recipe: Recipe, tmp_path: Path, ray_here: None, capsys: pytest.CaptureFixture[str]
 ) -> None:

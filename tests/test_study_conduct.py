@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import os
 import shutil
 import sys
+import threading
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -43,11 +43,15 @@ def screen_of(level: float, tolerance: float = 50.0) -> dict[str, Any]:
     return {"target": "monai_diverse.NoveltyScreen", "arguments": {"extractor": {"target": "monai_diverse.features.PixelFeatures"}, **gates}}
 
 
-NEEDS_RAY = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray, the extra `ray`")
-EITHER_CREW = pytest.mark.parametrize(
-    "crew", [Crew(workers=2), pytest.param(Crew(workers=2, ray="local"), marks=NEEDS_RAY)], ids=["processes", "ray"]
-)
 CLASSIFIER = {"steps": 4, "batch_size": 8, "channels": [8, 8, 8, 8], "check_every": 2}
+
+
+@pytest.fixture(params=["processes", "ray"])
+def crew(request: pytest.FixtureRequest) -> Crew:
+    if request.param == "processes":
+        return Crew(workers=2)
+    request.getfixturevalue("ray_here")
+    return Crew(workers=2, ray="auto")
 
 
 @pytest.fixture(scope="module")
@@ -367,7 +371,6 @@ def test_an_interrupted_study_goes_on_to_the_same_outcome(study: Study, tmp_path
     assert timeless(outcome(resumed)) == timeless(outcome(study))
 
 
-@EITHER_CREW
 def test_several_workers_give_the_same_results_in_the_same_order(study: Study, tmp_path: Path, crew: Crew) -> None:
     cell = study.cells[0]
     stocks = [dataclasses.replace(stock, out=tmp_path) for stock in cell.stocks]  # a folder without results
@@ -390,12 +393,19 @@ def test_a_crew_that_cannot_be_had_is_one_line(study: Study, monkeypatch: pytest
         list(study_steps(Study.begin(study.plan, study.out), crew=Crew(ray="auto")))
 
 
-@EITHER_CREW
 def test_a_killed_worker_is_said_in_one_line_and_errors_come_through(crew: Crew) -> None:
+    """And no thread is left that would use the pool, or Ray, after its end."""
+    threads = threading.enumerate()
     with pytest.raises(StorageError, match="study: a process was killed, perhaps for want of memory; run again with fewer --workers"):
         list(crew.each(int, (), os._exit, [1, 2]))
     with pytest.raises(RecipeError, match=r"absent.yaml: expected a study with data and regime"):
-        list(crew.each(int, (), StudyPlan.load, ["absent.yaml"]))
+        list(crew.each(int, (), StudyPlan.load, ["absent.yaml", "absent.yaml"]))
+    assert [thread for thread in threading.enumerate() if thread not in threads] == []
+
+
+def test_more_workers_than_the_cluster_has_places(ray_here: None) -> None:
+    with pytest.raises(RecipeError, match=r"workers: expected at most \d+, one a (GPU|core) of the cluster, got 1000"):
+        list(Crew(workers=1000, ray="auto").each(int, (), abs, [1]))
 
 
 def test_several_processes_grow_the_same_banks(study: Study, tmp_path: Path) -> None:

@@ -68,10 +68,7 @@ class Crew:
                     yield done.result()
             return
         with _actors(self.ray, self.workers, begin, arguments) as pool:
-            for outcome in pool.imap_unordered(_numbered, numbered, chunksize=1):
-                if isinstance(outcome, Exception):  # Ray's pool gives errors as if they were results
-                    raise getattr(outcome, "underlying", outcome)
-                yield outcome
+            yield from pool.map_unordered(lambda actor, item: actor.work.remote(item), numbered)
 
 
 def in_order(outcomes: Iterator[tuple[int, Any]]) -> Iterator[Any]:
@@ -101,18 +98,38 @@ def _processes(workers: int, begin: Callable[..., None], arguments: tuple[Any, .
         pool.shutdown(cancel_futures=True)
 
 
+class _Actor:
+    """One worker of a Ray cluster."""
+
+    def begin(self, begin: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+        begin(*arguments)
+
+    def work(self, item: tuple[Callable[[Any], Any], int, Any]) -> tuple[int, Any]:
+        return _numbered(item)
+
+
 @contextmanager
 def _actors(address: str, workers: int | None, begin: Callable[..., None], arguments: tuple[Any, ...]) -> Iterator[Any]:
     with ray_cluster(address) as ray:
-        from ray.util.multiprocessing import Pool
+        # of Ray's pools the one without a thread: the other's calls Ray after its end too, which ends this process or begins another cluster
+        from ray.util import ActorPool
 
         resources = ray.cluster_resources()
         gpus, cores = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
+        places = gpus or max(cores, 1)
+        if workers is not None and workers > places:
+            raise RecipeError(f"workers: expected at most {places}, one a {'GPU' if gpus else 'core'} of the cluster, got {workers}")
         options = {"num_cpus": 0 if gpus else 1, "num_gpus": 1 if gpus else 0, "scheduling_strategy": "SPREAD", "runtime_env": {"env_vars": WAITING}}
-        pool = Pool(workers or gpus or max(cores, 1), initializer=begin, initargs=arguments, ray_remote_args=options)
+        kind = ray.remote(_Actor).options(**options)
+        actors = [kind.remote() for _ in range(workers or places)]
         try:
-            yield pool
+            shared = ray.put(arguments)
+            ray.get([actor.begin.remote(begin, shared) for actor in actors])
+            yield ActorPool(actors)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from error
         except ray.exceptions.RayActorError as error:
             raise StorageError(KILLED) from error
         finally:
-            pool.terminate()  # type: ignore[no-untyped-call]
+            for actor in actors:
+                ray.kill(actor)
