@@ -57,7 +57,7 @@ class Crew:
 
         Raises:
             StorageError: a worker was killed.
-            MissingExtraError, RecipeError: as `ray_cluster`.
+            MissingExtraError, RecipeError: as `ray_cluster`; also more workers than the cluster has GPUs, or else cores.
         """
         numbered = [(work, place, task) for place, task in enumerate(tasks)]
         if self.ray is None:
