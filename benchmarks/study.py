@@ -1,10 +1,11 @@
-"""Does a bank help a classifier? The plans in benchmarks/studies, each run to its end.
+"""Does a bank help a classifier? The plans in benchmarks/studies and its folder follow_up, each run to its end.
 
 python benchmarks/study.py [--quick] [--json] [--only NAME]... [--work FOLDER] [--validation-only]
 
 A plan that was interrupted goes on with what lies in the work folder. Data sets other than BreastMNIST need ../shared/data. What is run to its
 end is put into results/study.json, the tables of docs/study.md and docs/study-results.md and the figures, beside what earlier calls found for plans
-that are as they were; --validation-only and --quick write none of these, and --validation-only leaves test images alone.
+that are as they were; --validation-only and --quick write none of these, and --validation-only leaves test images alone. Follow-ups were planned
+after test scores of another plan were seen: no bar counts them.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from monai_diverse.study import ClassifierConfig, Crew, Study, StudyPlan, outcom
 
 HERE = Path(__file__).parent
 PLANS, RESULTS, DOCS = HERE / "studies", HERE / "results", HERE.parent / "docs"
+FOLLOW_UPS = PLANS / "follow_up"
 SCARCE = (0.1, 0.25)
 """Sizes of the user's data that the bars are about."""
 SETS = 2
@@ -95,12 +97,19 @@ def earlier(plans: dict[str, StudyPlan]) -> dict[str, dict[str, Any]]:
     }
 
 
+def is_follow_up(plan: StudyPlan) -> bool:
+    """Whether it was planned after test scores of another plan were seen."""
+    return plan.folder == FOLLOW_UPS
+
+
 def bars(found: dict[str, dict[str, Any]], plans: dict[str, StudyPlan]) -> dict[str, Any]:
     """What was asked, for each regime: on how many data sets `diverse` beats both controls in a scarce cell, and on how many it gains enough there.
 
-    `holds` is None as long as plans that have not run could still decide it.
+    `holds` is None as long as plans that have not run could still decide it. Follow-ups do not count.
     """
     out: dict[str, Any] = {}
+    plans = {name: plan for name, plan in plans.items() if not is_follow_up(plan)}
+    found = {name: study for name, study in found.items() if name in plans}
     for regime in sorted({plan.regime for plan in plans.values()}):
         studies = [study for study in found.values() if study["regime"] == regime]
         open_plans = sum(plan.regime == regime for plan in plans.values()) - len(studies)
@@ -152,6 +161,8 @@ def written(found: dict[str, dict[str, Any]], plans: dict[str, StudyPlan], work:
     ]
     for name, plan in plans.items():
         parts += [f"## {plan.name}", ""]
+        if is_follow_up(plan):
+            parts += ["A follow-up, planned after test scores of this data set were seen: all of it is exploratory, also what it calls primary.", ""]
         if name not in found:
             parts += ["Not run yet.", ""]
             continue
@@ -219,7 +230,7 @@ def main() -> int:
     parser.add_argument("--validation-only", action="store_true", help="leave test images alone")
     parser.add_argument("--workers", type=int, default=2, help="processes that train generators, grow banks and train classifiers")
     chosen = parser.parse_args()
-    plans = {file.stem: StudyPlan.load(file) for file in sorted(PLANS.glob("*.yaml"))}
+    plans = {file.stem: StudyPlan.load(file) for folder in (PLANS, FOLLOW_UPS) for file in sorted(folder.glob("*.yaml"))}
     asked = {name: plan for name, plan in plans.items() if not chosen.only or name in chosen.only}
     if chosen.quick:
         plans = asked = {f"{name}-quick": quick(plan) for name, plan in asked.items() if plan.data == "builtin" and plan.regime == "pretrained"}

@@ -395,6 +395,7 @@ def test_a_crew_that_cannot_be_had_is_one_line(study: Study, monkeypatch: pytest
 
 def test_a_killed_worker_is_said_in_one_line_and_errors_come_through(crew: Crew) -> None:
     """And no thread is left that would use the pool, or Ray, after its end."""
+    crew = dataclasses.replace(crew, workers=1)  # a second one would only be loaded
     threads = threading.enumerate()
     with pytest.raises(StorageError, match="study: a process was killed, perhaps for want of memory; run again with fewer --workers"):
         list(crew.each(int, (), os._exit, [1, 2]))

@@ -565,6 +565,15 @@ def test_recalls_have_a_panel_a_class_and_size_and_a_row_an_arm() -> None:
     assert len(recalls_figure(many).axes) == 2 * MAX_CLASSES
 
 
+def test_panels_of_a_size_without_a_bank_say_so() -> None:
+    bare = cell(0.1, comparisons=[], ratios=[], ratio=None, untested="no sample of class 1 was accepted", arms=[arm("real", 0.7)])
+    found = study(cells=[bare, cell(1.0)])
+    for panels in (comparisons_figure(found).axes, ratios_figure(found).axes):
+        assert len(panels) in (2, 4)
+        for place, panel in enumerate(panels):
+            assert ("not tested" in [text.get_text() for text in panel.texts]) == (place % 2 == 0)
+
+
 def test_many_sizes_go_below_one_another() -> None:
     found = study(cells=[copy.deepcopy(cell(0.1)) | {"size": size} for size in (0.1, 0.2, 0.3, 0.4)])
     panels = comparisons_figure(found).axes

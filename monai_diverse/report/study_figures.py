@@ -72,6 +72,7 @@ def comparisons_figure(study: Mapping[str, Any]) -> Figure:
         panel.axvline(0, color=INK, linewidth=1)
         for comparison in _drawn(study, cell):
             _draw_difference(panel, list(rows).index(pair_in_words(comparison, study, cell)), comparison)
+        _say_if_untested(panel, cell)
         _finish_rows(panel, list(rows))
         for label, primary in zip(panel.get_yticklabels(), rows.values(), strict=False):  # none where a panel to the left has them
             label.set_fontweight("bold" if primary else "normal")
@@ -111,7 +112,7 @@ def ratios_figure(study: Mapping[str, Any]) -> Figure:
     """The primary metric against the ratio of added to real images, a panel a size; shaded: the ratio that was chosen.
 
     Args:
-        study: see `write_study`; cells without a sweep show an empty panel.
+        study: see `write_study`; cells without a sweep show an empty panel, which says so if no bank could be tested.
     """
     swept = [row for cell in study["cells"] for row in cell.get("ratios") or ()]
     alike = all(row["scores"] == row["validation"] for row in swept)
@@ -121,6 +122,7 @@ def ratios_figure(study: Mapping[str, Any]) -> Figure:
     for (key, name), band in zip(bands.items(), panels, strict=True):
         for cell, panel in zip(study["cells"], band, strict=True):
             _sweep(panel, study, cell, key)
+            _say_if_untested(panel, cell)
         for panel in band[::WIDE]:
             panel.set_ylabel(f"{name} images, %", fontsize=9)
     metric, level = _metric(study), level_of(study)
@@ -208,6 +210,11 @@ def _sweep(panel: Axes, study: Mapping[str, Any], cell: Mapping[str, Any], key: 
     ratios = sorted({row["ratio"] for each in study["cells"] for row in each.get("ratios") or ()})
     panel.set_xticks(ratios, labels=[f"{ratio:g}" for ratio in ratios])
     panel.set_xticks([], minor=True)
+
+
+def _say_if_untested(panel: Axes, cell: Mapping[str, Any]) -> None:
+    if cell.get("untested"):
+        panel.text(0.5, 0.5, "not tested", transform=panel.transAxes, ha="center", va="center", color=INK, backgroundcolor="white")
 
 
 def _draw_difference(panel: Axes, position: int, comparison: Mapping[str, Any]) -> None:
