@@ -12,7 +12,7 @@ import pytest
 from conftest import blobs
 
 import monai_diverse
-from monai_diverse.bank import BankHeader, BankWriter
+from monai_diverse.bank import BankHeader, BankWriter, SampleBank
 from monai_diverse.bank.format import drawn_of
 from monai_diverse.cli import main
 from monai_diverse.errors import BankError
@@ -41,6 +41,21 @@ def test_grow_inspect_verify(recipe_file: Path, tmp_path: Path, capsys: pytest.C
     assert "Clopper-Pearson" in _lines(capsys)[0]
     assert main(["verify", str(bank)]) == 0
     assert "every shard as written" in _lines(capsys)[0]
+
+
+def test_grow_warns_of_a_class_that_was_asked_for_and_is_not_there(recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bank = tmp_path / "bank"
+    assert main(["grow", str(recipe_file), "--out", str(bank), "--size", "1"]) == 0
+    there, names = int(SampleBank.open(bank).labels[0]), SampleBank.open(bank).header.source["class_names"]
+    (warning,) = _lines(capsys)[1]
+    assert warning.startswith(f"warning: no sample of class {names[1 - there]!r} was accepted; trained on such a bank,")
+    assert main(["grow", str(recipe_file), "--out", str(bank), "--size", "96", "--resume"]) == 0
+    assert min(SampleBank.open(bank).class_counts) > 0
+    assert _lines(capsys)[1] == []
+    shares = [1.0 * (label == there) for label in range(2)]
+    recipe_file.write_text(json.dumps(json.loads(recipe_file.read_text()) | {"labels": shares}))
+    assert main(["grow", str(recipe_file), "--out", str(tmp_path / "one"), "--size", "1"]) == 0
+    assert _lines(capsys)[1] == []
 
 
 def test_verify_names_the_broken_shard(recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,14 +46,26 @@ def command(
     if tune:
         chosen = with_strength(chosen, _tuned_strength(chosen, out, tune_evaluations, resume))
     crew = _crew(chosen, devices, ray, workers)
-    for progress in show_progress("grow", Job.prepare(chosen), out, resume=resume, workers=crew):
+    job = Job.prepare(chosen)
+    for progress in show_progress("grow", job, out, resume=resume, workers=crew):
         last = progress
     bank = SampleBank.open(out)
+    _warn_of_lacking_classes(job, bank)
     if as_json:
         found = {"path": str(out), "size": len(bank), "fingerprint": bank.fingerprint, "drawn": last.drawn, "nfe": last.nfe}
         typer.echo(json.dumps(found | {"rejections": last.rejections, "seconds": last.seconds}))
         return
     typer.echo(f"{len(bank)} samples in {out} (of {last.drawn} drawn, {last.nfe} network evaluations); monai-diverse inspect {out} says more")
+
+
+def _warn_of_lacking_classes(job: Job, bank: SampleBank) -> None:
+    """Trained on a bank without a class that was asked for, a classifier may learn from how generated images look that they are of another."""
+    asked = zip(job.source.class_names, job.label_shares, bank.class_counts, strict=True)
+    lacking = [repr(name) for name, share, count in asked if share > 0 and count == 0]
+    if lacking and len(bank):
+        found = f"no sample of class {' or '.join(lacking)} was accepted"
+        why = "trained on such a bank, a classifier may take what looks generated for another class"
+        typer.echo(f"warning: {found}; {why}. Draw more, or train the generator longer", err=True)
 
 
 def _crew(recipe: Recipe, devices: str | None, ray: str | None, count: int | None) -> Workers | None:
