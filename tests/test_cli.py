@@ -104,7 +104,9 @@ def _bad(tmp_path: Path, blob_file: Path, recipe_file: Path) -> dict[str, tuple[
         "missing data": (["train", "--data", str(tmp_path / "absent.npz"), "--out", out], "no such file"),
         "corrupt data": (["train", "--data", str(tmp_path / "text.npz"), "--out", out], "expected an .npz"),
         "nan": (["train", "--data", str(tmp_path / "nan.npz"), "--out", out], "NaN"),
-        "side": (["train", "--data", str(tmp_path / "odd.npz"), "--out", out], "multiple of 4"),
+        "side": (["train", "--data", str(tmp_path / "odd.npz"), "--out", out], "multiple of 4 (patch 1, halved 2 times for channels 32,64,128)"),
+        "channels": (["train", "--data", str(tmp_path / "odd.npz"), "--out", out, "--channels", "64;128"], "such as 64,128, got '64;128'"),
+        "odd channels": (["train", "--data", str(tmp_path / "odd.npz"), "--out", out, "--channels", "64,100"], "multiples of 16, got (64, 100)"),
         "empty class": (["train", "--data", str(tmp_path / "gap.npz"), "--out", out], "none of class 1"),
         "val label": (["train", "--data", str(tmp_path / "label.npz"), "--out", out], "val labels: expected classes 0..1, got 2"),
         "val size": (["train", "--data", str(tmp_path / "size.npz"), "--out", out], "expected val images of the train images' shape"),
@@ -126,7 +128,8 @@ def _bad(tmp_path: Path, blob_file: Path, recipe_file: Path) -> dict[str, tuple[
 
 
 CASES = [
-    *("missing data", "corrupt data", "nan", "side", "empty class", "val label", "val size", "seed", "device", "cut checkpoint"),
+    *("missing data", "corrupt data", "nan", "side", "channels", "odd channels", "empty class"),
+    *("val label", "val size", "seed", "device", "cut checkpoint"),
     *("checkpoint folder", "file for out", "code in recipe", "setting", "names", "missing recipe", "typo in recipe", "no bank"),
     *("file in the way", "no such option", "no command"),
 ]

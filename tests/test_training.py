@@ -229,7 +229,7 @@ def test_patches_are_taken_apart_and_put_together(tmp_path: Path, blob_file: Pat
         recorded, rel=1e-2
     )
     write_card(tmp_path / "m")
-    assert "--seed 0 --patch 2 --calibration-parts" in (tmp_path / "m" / "CARD.md").read_text()
+    assert "--seed 0 --patch 2 --channels 16,32 --calibration-parts" in (tmp_path / "m" / "CARD.md").read_text()
     source = DiffusersSource(tmp_path / "m")
     states = torch.nn.functional.pixel_shuffle(batch.noisy, 2)
     index = int(batch.timesteps[0])

@@ -33,6 +33,10 @@ def command(
     snapshot_every: Annotated[int, typer.Option(help="Steps between snapshots of the weights; 0 for none.")] = 0,
     device: Annotated[str, typer.Option(help="Where to compute, such as cpu or cuda:0.")] = "cpu",
     patch: Annotated[int, typer.Option(help="Squares of so many pixels become channels first; 2 makes steps about four times cheaper.")] = 1,
+    channels: Annotated[
+        str,
+        typer.Option(help="Feature maps at each resolution, separated by commas; each further one halves it. 64,128 suits --patch 2 and 28 x 28."),
+    ] = ",".join(map(str, TrainConfig.channels)),
     twin: Annotated[bool, typer.Option("--twin", help="First train twins on halves of the images; they say when to stop.")] = False,
     max_bias: Annotated[
         float | None, typer.Option(help="With --twin: how much nearer to own patients samples may lie.", show_default=f"{MAX_BIAS}, which is 2 %")
@@ -61,6 +65,7 @@ def command(
         mirror=mirror,
         calibration_parts=calibration_parts,
         patch=patch,
+        channels=_numbers(channels),
         snapshots=tuple(range(snapshot_every, steps + 1, snapshot_every)) if snapshot_every else (),
         device=device,
     )
@@ -91,6 +96,13 @@ def command(
         return
     write_card(out)
     typer.echo(f"model: {out}  card: {out / 'CARD.md'}")
+
+
+def _numbers(channels: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in channels.split(","))
+    except ValueError:
+        raise RecipeError(f"--channels: expected whole numbers separated by commas, such as 64,128, got {channels!r}") from None
 
 
 def _require_room(out: Path, steps: int) -> None:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from monai_diverse.datasheet import AUDIT, NO_AUDIT, audit_digest, audit_lines
 from monai_diverse.errors import RecipeError
 from monai_diverse.storage import read_json, sha256_of, write_atomic, write_json
+from monai_diverse.training.config import TrainConfig
 
 STEPS = "steps.json"
 
@@ -129,6 +130,8 @@ def _command(model: dict[str, Any], training: dict[str, Any], split: dict[str, A
     words += ["--batch-size", str(training["batch_size"]), "--seed", str(training["seed"])]
     words += [] if model["mirror"] else ["--no-mirror"]
     words += ["--patch", str(model["patch"])] if model.get("patch", 1) > 1 else []  # cards of before there were patches name none
+    channels = ",".join(map(str, training["channels"]))
+    words += ["--channels", channels] if tuple(training["channels"]) != TrainConfig.channels else []
     words += ["--calibration-parts", str(training["calibration_parts"])]
     words += ["--name", model["name"], "--licence", model["licence"], "--class-names", ",".join(model["class_names"])]
     return shlex.join(words)

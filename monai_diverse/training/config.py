@@ -82,7 +82,9 @@ def build_unet(config: TrainConfig, *, image_channels: int, size: tuple[int, ...
     levels = len(config.channels)
     multiple = config.patch * 2 ** (levels - 1)
     if len(size) != 2 or size[0] != size[1] or size[0] % multiple:
-        raise DataError(f"images: expected 2D squares whose side is a multiple of {multiple}, got {size}; pad or resize them")
+        why = f"patch {config.patch}, halved {levels - 1} times for channels {','.join(map(str, config.channels))}"
+        mend = "pad or resize them, or take a smaller patch or fewer channels"
+        raise DataError(f"images: expected 2D squares whose side is a multiple of {multiple} ({why}), got {size}; {mend}")
     return UNet2DModel(
         sample_size=size[0] // config.patch,
         in_channels=image_channels * config.patch**2,
