@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from threadpoolctl import threadpool_info, threadpool_limits
-
-WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""Environment of workers: threads that wait for others must not keep those from a core, where workers have more threads than there are cores."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,15 +32,3 @@ class Threads:
         """Sets this process to them, as far as libraries are loaded."""
         threadpool_limits(self.others)
         torch.set_num_threads(self.torch)
-
-
-@contextmanager
-def waiting_gives_way() -> Iterator[None]:
-    """Processes that are started in the block have the environment `WAITING`, unless this one's says otherwise."""
-    added = {name: value for name, value in WAITING.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            del os.environ[name]

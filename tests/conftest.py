@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from multiprocessing.context import BaseContext
 from pathlib import Path
 
@@ -104,11 +105,26 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, blob_file: Path, tiny_c
     return folder
 
 
+def alive(number: int) -> bool:
+    """Whether a process still runs; one that nobody has waited for does not."""
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def until(true: Callable[[], bool], seconds: float = 60) -> bool:
+    end = time.monotonic() + seconds
+    while not true() and time.monotonic() < end:
+        time.sleep(0.02)
+    return true()
+
+
 @pytest.fixture(scope="session")
 def fresh_processes() -> BaseContext:
     """Starts processes that know only what they are given, as spawned ones do, but have PyTorch and MONAI imported, which takes spawned ones long."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["monai.bundle", "monai.networks.nets", "monai_diverse.features", "monai_diverse.transforms"])
+    context.set_forkserver_preload(["monai.bundle", "monai.networks.nets", "monai_diverse.study.workers", "monai_diverse.transforms"])
     return context
 
 

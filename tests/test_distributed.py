@@ -2,8 +2,7 @@ import json
 import os
 import signal
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from multiprocessing.context import BaseContext
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from breakable import BreakableSource
-from conftest import SIDE
+from conftest import SIDE, alive, until
 
 from monai_diverse import Processes, RayActors, Recipe, SampleBank, grow
 from monai_diverse.batches import Accepted, Drawn, Here, Order, guide_of
@@ -57,21 +56,6 @@ def guided(recipe: Recipe) -> Recipe:
 
 def pids(place: Path) -> set[int]:
     return {int(file.name.removeprefix("pid-")) for file in place.glob("pid-*")} - {os.getpid()}
-
-
-def alive(number: int) -> bool:
-    """Whether a process still runs; one that nobody has waited for does not."""
-    try:
-        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except FileNotFoundError:
-        return False
-
-
-def until(true: Callable[[], bool], seconds: float = 60) -> bool:
-    end = time.monotonic() + seconds
-    while not true() and time.monotonic() < end:
-        time.sleep(0.02)
-    return true()
 
 
 def assert_same(bank: SampleBank, other: SampleBank) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import torch
 from monai_diverse.audit.trainer import TwinTrainer
 from monai_diverse.data import LabelledImages
 from monai_diverse.errors import RecipeError
+from monai_diverse.processes import end_with_parent, fresh_processes
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,6 +41,7 @@ class _Worker:
 
     @classmethod
     def begin(cls, threads: int, stop: Event) -> None:
+        end_with_parent()
         torch.set_num_threads(threads)
         cls.stop = stop
 
@@ -70,7 +71,7 @@ def trained(jobs: Sequence[TwinJob], workers: int) -> Iterator[int]:
 
 def _in_processes(jobs: Sequence[TwinJob], workers: int) -> Iterator[int]:
     threads = max(1, (os.cpu_count() or 1) // workers)
-    context = get_context("spawn")
+    context = fresh_processes("monai_diverse.audit.twin_training")
     stop = context.Event()
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_Worker.begin, initargs=(threads, stop))
     try:

@@ -10,9 +10,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_all_start_methods, get_context
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 
 import torch
@@ -23,7 +21,7 @@ from monai_diverse.distributed.pool import Pool
 from monai_diverse.distributed.worker import Commission, JobWorker, Reply, Task
 from monai_diverse.errors import RecipeError
 from monai_diverse.job import Job
-from monai_diverse.threads import waiting_gives_way
+from monai_diverse.processes import fresh_processes, waiting_gives_way
 
 IMPORTED = ("monai.networks.nets", "monai_diverse.distributed.worker", "monai_diverse.features")
 GRACE = 5.0
@@ -90,20 +88,11 @@ def _found() -> tuple[str, ...]:
     )
 
 
-def _context() -> BaseContext:
-    """Starts fresh processes, from a server that has imported what takes long where there are such servers."""
-    if "forkserver" not in get_all_start_methods():
-        return get_context("spawn")
-    context = get_context("forkserver")
-    context.set_forkserver_preload(list(IMPORTED))
-    return context
-
-
 class _Process:
     """One process and the pipe to it."""
 
     def __init__(self, commission: Commission, device: str) -> None:
-        context = _context()
+        context = fresh_processes(*IMPORTED)
         self.pipe, there = context.Pipe()
         self._ended = False
         self._process: BaseProcess = context.Process(target=_work, args=(there,), daemon=True)  # type: ignore[attr-defined]

@@ -14,7 +14,7 @@ from monai_diverse.distributed.pool import Pool
 from monai_diverse.distributed.processes import check_count
 from monai_diverse.distributed.worker import Commission, JobWorker, Reply, Task
 from monai_diverse.job import Job
-from monai_diverse.threads import WAITING
+from monai_diverse.processes import WAITING
 
 TOLD = 300
 """Characters of what Ray says of a death."""

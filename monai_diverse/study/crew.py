@@ -8,12 +8,11 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
 from typing import Any
 
 from monai_diverse.cluster import ray_cluster
 from monai_diverse.errors import RecipeError, StorageError
-from monai_diverse.threads import WAITING, waiting_gives_way
+from monai_diverse.processes import WAITING, end_with_parent, fresh_processes, waiting_gives_way
 
 KILLED = "study: a process was killed, perhaps for want of memory; run again with fewer --workers, what was finished is kept"
 
@@ -87,9 +86,15 @@ def _numbered(item: tuple[Callable[[Any], Any], int, Any]) -> tuple[int, Any]:
     return place, work(task)
 
 
+def _begin(begin: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    end_with_parent()
+    begin(*arguments)
+
+
 @contextmanager
 def _processes(workers: int, begin: Callable[..., None], arguments: tuple[Any, ...]) -> Iterator[ProcessPoolExecutor]:
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=begin, initargs=arguments)
+    context = fresh_processes("monai_diverse.study.workers")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(begin, arguments))
     try:
         yield pool
     except BrokenProcessPool as error:
