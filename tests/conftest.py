@@ -10,18 +10,19 @@ from collections.abc import Callable, Iterator
 from multiprocessing.context import BaseContext
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from filelock import FileLock
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# small arrays are slower on several threads than on one: BLAS reads this when it is loaded, and so do the processes that tests start
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
 
 from monai_diverse.cluster import ray_cluster
 from monai_diverse.data import LabelledImages
 from monai_diverse.training import ModelCard, TrainConfig, prepare, train, write_card, write_model_json
-
-torch.set_num_threads(1)  # small tensors are slower on several threads than on one, fixtures of a session too
 
 LONGEST = (
     "test_demo",
