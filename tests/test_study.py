@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import random
 from pathlib import Path
 
@@ -32,7 +33,7 @@ from monai_diverse.study import (
 )
 from monai_diverse.study.config import build_network
 from monai_diverse.study.statistics import t_interval
-from monai_diverse.study.training import _looks, _stages
+from monai_diverse.study.training import _batches, _looks, _stages
 
 SIDE = 8
 TINY = ClassifierConfig(steps=12, batch_size=8, channels=(8, 8, 8, 8), seeds=(0,))
@@ -99,6 +100,18 @@ def test_pretraining_shows_the_bank_alone_and_then_reals_alone(tmp_path: Path) -
             assert bool((batch["image"] == 0).all()) == replaced
     (whole,) = _stages(Arm(name="empty", bank=make_bank(tmp_path / "empty", None), pretrain=0.25), 0, train, TINY)
     assert whole[0] == TINY.steps
+
+
+def test_a_share_that_fades_falls_from_epoch_to_epoch(tmp_path: Path) -> None:
+    train, dark = toy(400, 0), toy(16, 5)
+    bank = make_bank(tmp_path / "bank", LabelledImages(images=np.zeros_like(dark.images), labels=dark.labels))
+    config = dataclasses.replace(TINY, batch_size=100, steps=20)
+    ((steps, loader),) = _stages(Arm(name="diverse", bank=bank, prob=0.8, fade=True, augment=False), 0, train, config)
+    dark_ones = [float((batch["image"] == 0).flatten(1).all(1).float().mean()) for batch in itertools.islice(_batches(loader), steps)]
+    per_epoch = len(train) // 100
+    shares = [float(np.mean(dark_ones[start : start + per_epoch])) for start in range(0, steps, per_epoch)]
+    epochs = math.ceil(steps / per_epoch)
+    assert shares == pytest.approx([0.8 * (1 - epoch / epochs) for epoch in range(epochs)], abs=0.06)
 
 
 def test_pretrained_runs_end_on_reals_and_differ_from_mixed_ones(tmp_path: Path) -> None:
@@ -288,6 +301,7 @@ def test_settings_are_checked(wrong: dict[str, object]) -> None:
         {"name": "a", "prob": float("nan")},
         {"name": "a", "pretrain": 1.0},
         {"name": "a", "pretrain": 0.5, "prob": 0.1},
+        {"name": "a", "pretrain": 0.5, "fade": True},
     ],
 )
 def test_arms_are_checked(wrong: dict[str, object]) -> None:

@@ -27,6 +27,8 @@ ARM_MEANINGS = {
 TRAINING_MEANINGS = {
     "mixed": "each time an item is shown it is, with probability r / (1 + r) at ratio r, an added image in the place of a real one",
     "pretrain": "the first half of the steps shows added images alone, the second half real ones alone",
+    "fade": "as mixed, but that probability falls in a straight line towards 0 at the end of the training",
+    "balanced": "as mixed, but items of all classes are shown equally often",
 }
 CEILING = "extra_real"
 _YIELD_NAMES = {"diverse": "diverse (guided)", "brute_force": "brute force (no guide)", "heldout_real": "held-out real"}

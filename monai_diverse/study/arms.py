@@ -55,14 +55,16 @@ class Stock:
             name: of the arm.
             ratio: bank samples for each real image; None for arms that add nothing.
             augment: with MONAI's usual random transforms.
-            training: `mixed`: an item is replaced with the probability that `share` gives; `pretrain`: see `PRETRAIN`.
+            training: `mixed`: an item is replaced with the probability that `share` gives, in the first epoch alone if it is `fade`, and of all
+                classes as many if it is `balanced`; `pretrain`: see `PRETRAIN`.
         """
         if ratio is None or name in REAL:
             return Arm(name=name, augment=augment, balanced=name == "balanced")
         bank = self.bank(name, ratio)
         if training == "pretrain":
             return Arm(name=name, bank=bank, pretrain=PRETRAIN, augment=augment)
-        return Arm(name=name, bank=bank, prob=self.share(name, ratio), augment=augment)
+        prob = self.share(name, ratio)
+        return Arm(name=name, bank=bank, prob=prob, augment=augment, balanced=training == "balanced", fade=training == "fade")
 
     def share(self, name: str, ratio: float) -> float:
         """Chance that an item is replaced, in mixed training: ratio / (1 + ratio), the share of bank samples among all.

@@ -12,7 +12,7 @@ from torch import nn
 
 from monai_diverse.bank import SampleBank
 from monai_diverse.errors import RecipeError
-from monai_diverse.transforms import RandDiverseReplaced
+from monai_diverse.transforms import LinearRamp, RandDiverseReplaced
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +76,7 @@ class Arm:
         balanced: show the real items of every class equally often.
         pretrain: share of the steps, at first, in which every item is replaced; the rest then shows real items alone. 0 for a mixed training. Each
             part has a learning-rate cycle of its own.
+        fade: let the chance fall in a straight line, from `prob` in the first epoch towards 0 at the end of the training.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Arm:
     augment: bool = True
     balanced: bool = False
     pretrain: float = 0.0
+    fade: bool = False
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -94,6 +96,8 @@ class Arm:
             raise RecipeError(f"pretrain: expected a share of the steps in [0, 1), got {self.pretrain}; real items must come last")
         if self.pretrain and self.prob:
             raise RecipeError(f"prob: expected 0 where the bank is for pretraining, got {self.prob}; a training is mixed or pretrained")
+        if self.pretrain and self.fade:
+            raise RecipeError("fade: expected False where the bank is for pretraining, which has no chance that could fall; leave one of them out")
 
     @property
     def replaces(self) -> bool:
@@ -124,11 +128,18 @@ def control_arms(*, diverse: SampleBank, random: SampleBank, duplicates: SampleB
     )
 
 
-def replacement(arm: Arm, prob: float) -> list[RandDiverseReplaced]:
-    """The transform that draws from the arm's bank with that probability; none if nothing can be replaced."""
+def replacement(arm: Arm, prob: float, epochs: int) -> list[RandDiverseReplaced]:
+    """The transform that draws from the arm's bank with that probability; none if nothing can be replaced.
+
+    Args:
+        arm: whose bank.
+        prob: the chance, in the first epoch if it fades.
+        epochs: of this part of the training, begun ones too.
+    """
     if arm.bank is None or not arm.replaces or not prob:
         return []
-    return [RandDiverseReplaced(keys=CommonKeys.IMAGE, bank=arm.bank, label_key=CommonKeys.LABEL, label_policy="match", prob=prob)]
+    chance = LinearRamp(start=prob, stop=0.0, epochs=epochs) if arm.fade else prob
+    return [RandDiverseReplaced(keys=CommonKeys.IMAGE, bank=arm.bank, label_key=CommonKeys.LABEL, label_policy="match", prob=chance)]
 
 
 def augmentation(arm: Arm, spatial_dims: int) -> list[object]:

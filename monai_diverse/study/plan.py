@@ -15,7 +15,7 @@ from monai_diverse.study.selection import Selection
 from monai_diverse.training import TrainConfig
 
 Regime = Literal["pretrained", "strict"]
-Training = Literal["mixed", "pretrain"]
+Training = Literal["mixed", "pretrain", "fade", "balanced"]
 REAL = ("real", "balanced")
 """Arms that add nothing."""
 CEILING = "extra_real"
@@ -70,7 +70,8 @@ class StudyPlan:
         subsets: different draws of the user's images; seed s has draw s modulo this. None: one a seed; but one alone where the user has all, or where
             each draw would need a generator of its own.
         arms: what is compared.
-        trainings: `mixed`: bank samples replace items by chance. `pretrain`: half of the steps on the bank, then half on reals.
+        trainings: `mixed`: bank samples replace items by chance. `pretrain`: half of the steps on the bank, then half on reals. `fade`: as
+            `mixed`, but that chance falls to 0 over the training. `balanced`: as `mixed`, but items of all classes are shown equally often.
         augment: with MONAI's usual random transforms, without, or both; trainings that are not the primary one only as that one does, and for the
             primary arm and its controls.
         labels: classes of what is grown, as in a recipe.

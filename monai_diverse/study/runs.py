@@ -26,7 +26,7 @@ class Setting:
         arm: what is added to the user's images.
         ratio: bank samples for each real image; None for arms that add nothing.
         augment: with random transforms.
-        training: mixed, or pretrained on the bank.
+        training: how the bank comes in, as `StudyPlan.trainings` says.
     """
 
     arm: str
@@ -102,7 +102,7 @@ def run_setting(setting: Setting, stock: Stock, seed: int, scored: LabelledImage
     reals = cohort.train[stock.user.reals]
     bank = None if arm.bank is None else arm.bank.fingerprint
     choices = asdict(config) | {"prob": arm.prob, "pretrain": arm.pretrain, "balanced": arm.balanced, "augment": arm.augment, "bank": bank}
-    choices["channels"] = list(config.channels)
+    choices |= {"channels": list(config.channels)} | ({"fade": True} if arm.fade else {})  # runs that were kept before there was one keep their names
     images = [data.sha256() for data in (reals, cohort.validation, scored)]
     file = make_folder(stock.out / "runs") / f"{fingerprint_of([choices | {'seeds': list(config.seeds)}, images])[:32]}.json"
     if file.exists():

@@ -24,6 +24,7 @@ from monai_diverse.data import IntArray, LabelledImages, require_every_class
 from monai_diverse.errors import BankMismatchError, DataError, RecipeError
 from monai_diverse.study.config import Arm, ClassifierConfig, augmentation, build_network, replacement
 from monai_diverse.study.metrics import metrics_of
+from monai_diverse.transforms import set_epoch
 
 _REPLACEMENT_STREAM = 1000
 
@@ -165,18 +166,21 @@ def _stages(arm: Arm, seed: int, train: LabelledImages, config: ClassifierConfig
     """The parts of a training, each with its number of steps; together `config.steps`."""
     ends = np.round(np.cumsum([share for share, _ in arm.stages]) * config.steps).astype(int).tolist()
     probs = [prob for _, prob in arm.stages]
-    return [(end - start, _loader(arm, prob, seed, train, config)) for (start, end), prob in zip(itertools.pairwise([0, *ends]), probs, strict=True)]
+    lengths = [end - start for start, end in itertools.pairwise([0, *ends])]
+    return [(steps, _loader(arm, prob, steps, seed, train, config)) for steps, prob in zip(lengths, probs, strict=True)]
 
 
-def _loader(arm: Arm, prob: float, seed: int, train: LabelledImages, config: ClassifierConfig) -> DataLoader:
+def _loader(arm: Arm, prob: float, steps: int, seed: int, train: LabelledImages, config: ClassifierConfig) -> DataLoader:
     items = [{CommonKeys.IMAGE: image, CommonKeys.LABEL: int(label)} for image, label in zip(train.images, train.labels, strict=True)]
-    replaced, augmented = replacement(arm, prob), augmentation(arm, train.images.ndim - 2)
+    batch_size = min(config.batch_size, len(items))
+    epochs = math.ceil(steps / (len(items) // batch_size))
+    replaced, augmented = replacement(arm, prob, epochs), augmentation(arm, train.images.ndim - 2)
     transform = Compose([EnsureTyped(keys=CommonKeys.IMAGE, track_meta=False), *replaced, *augmented])
     generator = torch.Generator().manual_seed(seed)
     balanced = WeightedRandomSampler(_rarity(train), len(items), generator=generator) if arm.balanced else None
     loader = DataLoader(
         CacheDataset(items, transform, progress=False),
-        batch_size=min(config.batch_size, len(items)),
+        batch_size=batch_size,
         shuffle=not arm.balanced,
         sampler=balanced,
         drop_last=True,
@@ -229,8 +233,7 @@ def _stage(network: nn.Module, steps: int, loader: DataLoader, weights: Tensor |
     optimiser = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=config.learning_rate, total_steps=steps)
     objective = nn.CrossEntropyLoss(weight=weights)
-    batches: Iterator[dict[str, Any]] = itertools.chain.from_iterable(itertools.repeat(loader))
-    for step, batch in enumerate(itertools.islice(batches, steps), start=1):
+    for step, batch in enumerate(itertools.islice(_batches(loader), steps), start=1):
         network.train()
         optimiser.zero_grad()
         objective(network(batch[CommonKeys.IMAGE].to(config.device)), batch[CommonKeys.LABEL].to(config.device)).backward()
@@ -238,6 +241,13 @@ def _stage(network: nn.Module, steps: int, loader: DataLoader, weights: Tensor |
         schedule.step()
         if step % every == 0 or step == steps:
             yield math.ceil(step / every)
+
+
+def _batches(loader: DataLoader) -> Iterator[dict[str, Any]]:
+    """Those of one epoch after another, without end."""
+    for epoch in itertools.count():
+        set_epoch(loader.dataset.transform, epoch)
+        yield from loader
 
 
 @torch.no_grad()
