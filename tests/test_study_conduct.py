@@ -67,7 +67,7 @@ def content(tiny_model: Path, blob_file: Path) -> dict[str, Any]:
         "ratios": [0.2, 0.5],
         "seeds": 2,
         "arms": ["real", "balanced", "duplicates", "random", "relevant", "diverse", "diverse_ungated", "brute_force", "extra_real"],
-        "trainings": ["mixed", "pretrain"],
+        "trainings": ["mixed", "pretrain", "fade", "balanced"],
         "augment": [True],
         "pool": 160,
         "guide": None,
@@ -320,7 +320,8 @@ def test_the_outcome_is_complete_and_honest(study: Study) -> None:
         beside = {(row["arm"], row["control"]) for row in cell["comparisons"] if row["arm"] != "diverse"}
         assert beside == {("random", "real"), ("relevant", "random"), ("extra_real", "real")}
         assert cell["untested"] is None
-    assert all((row["auc"] is None) == (row["training"] == "pretrain") for cell in found["cells"] for row in cell["comparisons"])
+    assert all((row["auc"] is None) == (row["training"] != "mixed") for cell in found["cells"] for row in cell["comparisons"])
+    assert {row["training"] for cell in found["cells"] for row in cell["comparisons"]} == {"mixed", "pretrain", "fade", "balanced"}
     assert all(row["difference"]["p"] <= row["difference"]["p_holm"] <= 1 for row in primary)
     assert all(row["difference"]["p_holm"] is None for cell in found["cells"] for row in cell["comparisons"] if not row["primary"])
     for cell, held in zip(found["cells"], study.cells, strict=True):
