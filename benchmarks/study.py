@@ -15,6 +15,7 @@ import dataclasses
 import json
 import sys
 import time
+from collections.abc import Collection
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -151,8 +152,10 @@ def _alike(cell: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
 
 def written(found: dict[str, dict[str, Any]], plans: dict[str, StudyPlan], work: Path) -> None:
     """The bars and the summary into docs/study.md, all tables into docs/study-results.md, and the figures of what ran now beside it."""
+    follow_ups = {name for name, plan in plans.items() if is_follow_up(plan)}
     head, tail = (DOCS / "study.md").read_text().split(BEGIN)[0], (DOCS / "study.md").read_text().split(END)[1]
-    write_atomic(DOCS / "study.md", (head + "\n".join([BEGIN, "", *_bars_table(bars(found, plans)), "", *glances(found), END]) + tail).encode())
+    between = [BEGIN, "", *_bars_table(bars(found, plans)), "", *glances(found, follow_ups), END]
+    write_atomic(DOCS / "study.md", (head + "\n".join(between) + tail).encode())
     parts = [
         "# The classifier study: all tables",
         "",
@@ -185,7 +188,7 @@ def _bars_table(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def glances(found: dict[str, dict[str, Any]]) -> list[str]:
+def glances(found: dict[str, dict[str, Any]], follow_ups: Collection[str]) -> list[str]:
     """Two tables a regime, of balanced accuracy and of AUC: what the bank and what else is worth, in all studies that have run."""
     lines: list[str] = []
     for regime in sorted({study["regime"] for study in found.values()}):
@@ -193,12 +196,15 @@ def glances(found: dict[str, dict[str, Any]]) -> list[str]:
         for metric, key in (("balanced_accuracy", "difference"), ("auc", "auc")):
             head = ["data", "real images", f"real: {METRIC_NAMES[metric]}, %", *(f"{arm_name(ours)} − {arm_name(theirs)}" for ours, theirs in GLANCE)]
             lines += [_row(head), _row(["---"] * len(head))]
-            for study in (study for study in found.values() if study["regime"] == regime):
-                lines += [_row([study["name"].split(",")[0], *_glance(cell, metric, key)]) for cell in study["cells"]]
+            for name, study in found.items():
+                if study["regime"] == regime:
+                    title = study["name"].split(",")[0] + (" (follow-up)" if name in follow_ups else "")
+                    lines += [_row([title, *_glance(cell, metric, key)]) for cell in study["cells"]]
             lines.append("")
         lines += [
             "With random transforms; differences in points with 95 % intervals, bold where 0 lies outside. Balanced accuracy of diverse against "
-            "random and duplicates was fixed before, all else is exploratory; nothing is corrected here for the number of comparisons.",
+            "random and duplicates was fixed before, all else and all of a follow-up is exploratory; nothing is corrected here for the number of "
+            "comparisons.",
             "",
         ]
     return lines
