@@ -13,8 +13,10 @@ import pytest
 from conftest import alive, until
 
 from monai_diverse import processes
+from monai_diverse.audit import twin_training
+from monai_diverse.distributed import processes as distributed_processes
 from monai_diverse.processes import waiting_gives_way
-from monai_diverse.study.crew import Crew
+from monai_diverse.study import crew
 
 
 def _say_and_sleep(folder: Path) -> None:
@@ -23,7 +25,7 @@ def _say_and_sleep(folder: Path) -> None:
 
 
 def _study(folder: Path) -> None:
-    list(Crew(workers=2).each(int, (), _say_and_sleep, [folder, folder]))
+    list(crew.Crew(workers=2).each(int, (), _say_and_sleep, [folder, folder]))
 
 
 def test_a_studys_workers_end_with_who_started_them(tmp_path: Path, fresh_processes: BaseContext) -> None:
@@ -55,12 +57,14 @@ def test_without_servers_processes_are_spawned(monkeypatch: pytest.MonkeyPatch) 
 
 def test_what_the_server_imports_leaves_gpus_alone() -> None:
     """A process that has asked for GPUs cannot be forked: its children could not use them."""
-    script = """
+    modules = [*distributed_processes.IMPORTED, *crew.IMPORTED, twin_training.__name__]
+    script = f"""
 import torch
 def asked(*_, **__):
     raise AssertionError("a GPU was asked for")
 for name in ("is_available", "device_count", "current_device", "get_device_properties", "init", "_lazy_init"):
     setattr(torch.cuda, name, asked)
-import monai.networks.nets, monai_diverse.audit.twin_training, monai_diverse.distributed.worker, monai_diverse.features, monai_diverse.study.workers
+import {", ".join(modules)}
+print("done")
 """
-    subprocess.run([sys.executable, "-c", script], check=True)
+    assert subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout == "done\n"

@@ -71,7 +71,7 @@ def trained(jobs: Sequence[TwinJob], workers: int) -> Iterator[int]:
 
 def _in_processes(jobs: Sequence[TwinJob], workers: int) -> Iterator[int]:
     threads = max(1, (os.cpu_count() or 1) // workers)
-    context = fresh_processes("monai_diverse.audit.twin_training")
+    context = fresh_processes(__name__)
     stop = context.Event()
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_Worker.begin, initargs=(threads, stop))
     try:

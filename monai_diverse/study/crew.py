@@ -14,6 +14,7 @@ from monai_diverse.cluster import ray_cluster
 from monai_diverse.errors import RecipeError, StorageError
 from monai_diverse.processes import WAITING, end_with_parent, fresh_processes, waiting_gives_way
 
+IMPORTED = ("monai_diverse.study.workers",)
 KILLED = "study: a process was killed, perhaps for want of memory; run again with fewer --workers, what was finished is kept"
 
 
@@ -93,7 +94,7 @@ def _begin(begin: Callable[..., None], arguments: tuple[Any, ...]) -> None:
 
 @contextmanager
 def _processes(workers: int, begin: Callable[..., None], arguments: tuple[Any, ...]) -> Iterator[ProcessPoolExecutor]:
-    context = fresh_processes("monai_diverse.study.workers")
+    context = fresh_processes(*IMPORTED)
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(begin, arguments))
     try:
         yield pool
