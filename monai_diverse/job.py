@@ -12,7 +12,7 @@ import torch
 from monai_diverse.bank import BankHeader
 from monai_diverse.data import FloatArray, IntArray, LabelledImages, require_every_class
 from monai_diverse.errors import DataError, RecipeError
-from monai_diverse.recipe import Component, Recipe
+from monai_diverse.recipe import Component, Recipe, label_shares
 from monai_diverse.sampling import Guide
 from monai_diverse.screening import FittedScreen, NoveltyScreen
 from monai_diverse.sources import SampleSource
@@ -67,7 +67,7 @@ class Job:
             screen=fitted,
             guide=_fit_guide(settings, recipe, source, real),
             guide_settings=_in_words(settings),
-            label_shares=_label_shares(recipe, source, fitted.real.reference.labels),
+            label_shares=label_shares(recipe.labels, fitted.real.reference.labels, source.classes),
             data_hashes={name: images.sha256() for name, images in real.items()},
             control=fitted.yield_of(real["control"]).as_json() if "control" in real else None,
             real=real,
@@ -190,15 +190,3 @@ def _require_fit(source: SampleSource, images: LabelledImages, name: str) -> Non
     if images.labels.max() >= source.classes:
         raise DataError(f"{name}: expected the model's classes 0..{source.classes - 1}, got {images.labels.max()}")
     require_every_class(images.labels, source.classes, name)
-
-
-def _label_shares(recipe: Recipe, source: SampleSource, reference: IntArray) -> FloatArray:
-    if recipe.labels == "balanced":
-        shares = np.ones(source.classes)
-    elif recipe.labels == "reference":
-        shares = np.bincount(reference, minlength=source.classes).astype(float)
-    else:
-        shares = np.asarray(recipe.labels, dtype=float)
-    if shares.shape != (source.classes,) or (shares < 0).any() or shares.sum() == 0:
-        raise RecipeError(f"labels: expected {source.classes} shares from 0, one a class, got {recipe.labels}")
-    return np.asarray(shares / shares.sum())

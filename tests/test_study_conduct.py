@@ -127,6 +127,7 @@ def test_a_plan_is_its_json(plan: StudyPlan, tmp_path: Path) -> None:
         ({"sizes": [0.5, 0.5]}, "sizes: expected a list of one or more different values"),
         ({"ratios": []}, "ratios: expected a list of one or more different values"),
         ({"seeds": 1}, "seeds: expected a whole number from 2, got 1"),
+        ({"labels": "even"}, "labels: expected 'reference', 'balanced' or a list of shares, got 'even'"),
         ({"subsets": 3}, "subsets: expected 1..2"),
         ({"regime": "strict"}, "source: expected none in the regime 'strict'"),
         ({"primary": {"arm": "real"}}, "primary: expected an arm with a bank"),
@@ -295,6 +296,27 @@ def test_validation_chooses_the_ratio(study: Study) -> None:
             for r in cell.results
         ]
         assert chosen_ratio(plan, results) == wanted
+
+
+@pytest.mark.parametrize(("labels", "shares"), [("balanced", (0.5, 0.5)), ((1.0, 3.0), (0.25, 0.75))])
+def test_arms_take_the_shares_of_classes_that_the_plan_says(study: Study, labels: Any, shares: tuple[float, float]) -> None:
+    stock = study.cells[1].stocks[0]
+    first = stock.user.reals[np.flatnonzero(stock.cohort.train.labels[stock.user.reals] == 0)]
+    stock = dataclasses.replace(stock, user=dataclasses.replace(stock.user, reals=np.setdiff1d(stock.user.reals, first[::2])))
+    other = dataclasses.replace(stock, plan=dataclasses.replace(study.plan, labels=labels))
+    ratio = 0.2
+    np.testing.assert_array_equal(other.asked(ratio), np.round(ratio * len(stock.user.reals) * np.array(shares)))
+    held = np.bincount(stock.found.grown["diverse"].labels, minlength=2)
+    expected = np.minimum(np.minimum(other.asked(ratio), held), np.bincount(stock.pool.labels, minlength=2))
+    for name in ("diverse", "random"):
+        np.testing.assert_array_equal(other.bank(name, ratio).class_counts, expected)
+    assert other.bank("diverse", ratio).class_counts != stock.bank("diverse", ratio).class_counts
+
+
+def test_an_arm_that_is_to_take_none_of_a_class_is_not_trained(study: Study) -> None:
+    stock = study.cells[1].stocks[0]
+    one_sided = dataclasses.replace(stock, plan=dataclasses.replace(study.plan, labels=(1.0, 0.0)))
+    assert one_sided.lacking().tolist() == [1]
 
 
 def test_a_small_pool_makes_all_arms_small(study: Study) -> None:

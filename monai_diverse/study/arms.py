@@ -9,6 +9,7 @@ import numpy as np
 
 from monai_diverse.bank import SampleBank, select
 from monai_diverse.data import IntArray
+from monai_diverse.recipe import label_shares
 from monai_diverse.storage import fingerprint_of
 from monai_diverse.study.cohort import Cohort
 from monai_diverse.study.config import Arm
@@ -45,8 +46,11 @@ class Stock:
     out: Path
 
     def asked(self, ratio: float) -> IntArray:
-        """Samples of each class that a ratio asks for: so many for each of the user's images of the class."""
-        return np.round(ratio * np.bincount(self.cohort.train.labels[self.user.reals])).astype(np.int64)
+        """Samples of each class that a ratio asks for: so many for each of the user's images, in the shares of the plan's `labels`."""
+        counts = self._labelled()
+        if self.plan.labels != "reference":
+            counts = counts.sum() * label_shares(self.plan.labels, self.cohort.train.labels[self.user.reals], len(counts))
+        return np.round(ratio * counts).astype(np.int64)
 
     def arm(self, name: str, *, ratio: float | None, augment: bool, training: Training) -> Arm:
         """An arm as the trainer takes it.
@@ -86,8 +90,7 @@ class Stock:
 
     def lacking(self) -> IntArray:
         """Classes of the user's images of which the primary arm has no sample: they would be told by looking real."""
-        ratio = max(self.plan.ratios)
-        return np.flatnonzero((self.asked(ratio) > 0) & (self.counts(ratio) == 0))
+        return np.flatnonzero((self._labelled() > 0) & (self.counts(max(self.plan.ratios)) == 0))
 
     def bank(self, name: str, ratio: float) -> SampleBank:
         """The samples of an arm; made where it is not there yet.
@@ -100,6 +103,10 @@ class Stock:
         places = np.sort(np.concatenate([order[labels == label][:count] for label, count in enumerate(counts)]))
         folder = self.out / "banks" / f"{name}-{fingerprint_of([source.fingerprint, places.tolist()])[:24]}"
         return SampleBank.open(folder) if folder.exists() else select(source, places, folder)
+
+    def _labelled(self) -> IntArray:
+        """Images of each class that the user has."""
+        return np.bincount(self.cohort.train.labels[self.user.reals]).astype(np.int64)
 
     def _held(self, name: str) -> IntArray:
         source, order = self._ranked(name)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from monai_diverse.errors import RecipeError
-from monai_diverse.recipe import DIVERSE, Component, from_mapping, read_yaml
+from monai_diverse.recipe import DIVERSE, Component, from_mapping, read_yaml, require_labels
 from monai_diverse.storage import fingerprint_of
 from monai_diverse.study.config import ClassifierConfig
 from monai_diverse.study.selection import Selection
@@ -74,7 +74,8 @@ class StudyPlan:
             `mixed`, but that chance falls to 0 over the training. `balanced`: as `mixed`, but items of all classes are shown equally often.
         augment: with MONAI's usual random transforms, without, or both; trainings that are not the primary one only as that one does, and for the
             primary arm and its controls.
-        labels: classes of what is grown, as in a recipe.
+        labels: classes of what is grown, as in a recipe, and of what the arms take: `reference`, with the shares of the user's images; `balanced`,
+            as many of each class, so that rarer classes get more different samples.
         pool: unguided samples that are drawn once: for the arms `random`, `relevant`, `tsne_hull` and `brute_force`.
         guide: of the arm `diverse`.
         screen: as in a recipe.
@@ -137,6 +138,7 @@ class StudyPlan:
         for name, least in (("seeds", 2), ("pool", 1), ("max_evaluations", 1)):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < least:
                 raise RecipeError(f"{name}: expected a whole number from {least}, got {getattr(self, name)!r}")
+        require_labels(self.labels)
         if not self.surplus >= 1:
             raise RecipeError(f"surplus: expected at least 1, got {self.surplus}")
         if self.subsets is not None and not 1 <= self.subsets <= self.seeds:
