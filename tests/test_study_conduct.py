@@ -434,7 +434,10 @@ def test_more_workers_than_the_cluster_has_places(ray_here: None) -> None:
 
 def test_several_processes_grow_the_same_banks(study: Study, tmp_path: Path) -> None:
     stocks = [stock for cell in study.cells for stock in cell.stocks]
-    users = [user_of(study.plan, study.cohort, stock.user.generator, size=stock.user.size, draw=stock.user.draw, out=tmp_path) for stock in stocks]
+    users = [
+        user_of(study.plan, study.cohort, user.generator, size=user.size, draw=user.draw, scored=np.empty(0, dtype=np.int64), out=tmp_path)
+        for user in (stock.user for stock in stocks)
+    ]
     tasks = [(user, stock.pool) for user, stock in zip(users, stocks, strict=True)]
     twin = dataclasses.replace(users[0], size=users[0].size + 1e-6)  # rounds to the same images
     numbers = [number for number, _ in find_banks(study.plan, study.cohort, [*tasks, (twin, stocks[0].pool)], tmp_path, crew=Crew(workers=2))]
@@ -473,7 +476,8 @@ def test_several_processes_train_generators_and_draw_pools(strict: dict[str, Any
 
 def test_development_never_reads_the_test_images(plan: StudyPlan, content: dict[str, Any], blob_file: Path, tmp_path: Path) -> None:
     """With other test images and labels in the file, everything but their hash is the same."""
-    small = dataclasses.replace(plan, sizes=(1.0,), ratios=(0.5,), arms=("real", "duplicates", "random", "diverse"), trainings=("mixed",))
+    arms = ("real", "duplicates", "random", "diverse", "extra_real")
+    small = dataclasses.replace(plan, sizes=(0.25, 1.0), ratios=(0.5,), arms=arms, trainings=("mixed",))
     with np.load(blob_file) as archive:
         arrays = dict(archive)
     arrays["test_images"], arrays["test_labels"] = 255 - arrays["test_images"], 1 - arrays["test_labels"]
@@ -486,6 +490,10 @@ def test_development_never_reads_the_test_images(plan: StudyPlan, content: dict[
         own = dataclasses.replace(small, data=str(data), split_file=str(tmp_path / f"{data.stem}.json"))
         study = conducted(own, tmp_path / data.stem, test=False)
         assert len(study.scored()) == len(study.cells[0].stocks[0].user.generator.aside)
+        few, all_reals = (cell.stocks[0].user for cell in study.cells)
+        assert len(few.extra) > 0
+        assert not np.isin(study.cohort.train.group_ids[few.extra], study.scored().group_ids).any()  # no arm sees what is scored
+        assert len(all_reals.extra) == 0
         summary = outcome(study)
         assert summary["scored_on"] == "development"
         found.append([[row["metrics"] for row in cell["arms"]] for cell in summary["cells"]])

@@ -23,7 +23,9 @@ from monai_diverse.report import comparisons_figure, ratios_figure, recalls_figu
 from monai_diverse.report import study as module
 from monai_diverse.report.study_figures import MAX_CLASSES
 from monai_diverse.report.study_words import (
+    ARM_MEANINGS,
     DEVELOPMENT,
+    TRAINING_MEANINGS,
     added_in_words,
     arm_in_words,
     bar_holds,
@@ -253,6 +255,14 @@ def test_a_size_without_a_bank_is_not_a_null_result(undrawn: None, tmp_path: Pat
         assert "was not tested: there is no primary comparison." in text
         assert "At 10 % (44 images) nothing was tested: no sample of class 1 was accepted for 8 of 10 users. A bank that lacks a class" in text
         assert "null result" not in text
+
+
+def test_an_arm_and_a_way_to_train_of_one_name_are_both_explained(undrawn: None, tmp_path: Path) -> None:
+    few = cell(0.1)
+    arms = [*few["arms"], arm("balanced", 0.7), arm("diverse", 0.75, training="balanced")]
+    page = shown(tmp_path, study(cells=[few | {"arms": arms}]))
+    assert ARM_MEANINGS["balanced"] in page
+    assert TRAINING_MEANINGS["balanced"] in page
 
 
 def test_added_images_are_shown_by_class() -> None:

@@ -111,7 +111,11 @@ class Study:
             return self.cohort.test
         if self.plan.regime == "strict":
             return self.cohort.validation
-        return self.cohort.train[self.cells[0].stocks[0].user.generator.aside]
+        return self.cohort.train[self.scored_of_train(self.cells[0].stocks[0].user.generator)]
+
+    def scored_of_train(self, generator: Generator) -> IntArray:
+        """Indices into the train images of those that runs are scored on: in development of `pretrained` what the generator never saw."""
+        return np.empty(0, dtype=np.int64) if self.test or self.plan.regime == "strict" else generator.aside
 
 
 def _require_groups(images: LabelledImages, classes: int, name: str) -> None:
@@ -192,7 +196,10 @@ def _stocks(study: Study, generators: dict[tuple[float, int], Generator], pools:
     plan, cohort, out = study.plan, study.cohort, study.out
     real = real_bank(cohort, out)
     tasks = [
-        (user_of(plan, cohort, generator, size=size, draw=draw, out=out), pools[str(pool_folder(plan, generator, out))])
+        (
+            user_of(plan, cohort, generator, size=size, draw=draw, scored=study.scored_of_train(generator), out=out),
+            pools[str(pool_folder(plan, generator, out))],
+        )
         for (size, draw), generator in generators.items()
     ]
     for done, detail in find_banks(plan, cohort, tasks, out, crew=crew):

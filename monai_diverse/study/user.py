@@ -39,10 +39,19 @@ class User:
     recipe: Recipe
 
 
-def user_of(plan: StudyPlan, cohort: Cohort, generator: Generator, *, size: float, draw: int, out: Path) -> User:
+def user_of(plan: StudyPlan, cohort: Cohort, generator: Generator, *, size: float, draw: int, scored: IntArray, out: Path) -> User:
     """Draws what the user has, and writes down which images play which part.
 
     In the regime `strict` the user has what the generator was trained on and what was set aside then. Novelty is judged against the former.
+
+    Args:
+        plan: every choice.
+        cohort: all real images.
+        generator: the one that the user has.
+        size: the user's share of the labelled images.
+        draw: number of the draw.
+        scored: indices into the cohort's train images, those that classifiers are scored on while the method is being chosen; no arm may have them.
+        out: folder of the study.
     """
     labelled = np.sort(np.concatenate([generator.seen, generator.aside]))
     if plan.regime == "strict":
@@ -69,4 +78,4 @@ def user_of(plan: StudyPlan, cohort: Cohort, generator: Generator, *, size: floa
         folder=plan.folder,
         allow=plan.allow,
     )
-    return User(size=size, draw=draw, reals=reals, extra=cohort.apart_from(rest, reals), generator=generator, recipe=recipe)
+    return User(size=size, draw=draw, reals=reals, extra=cohort.apart_from(rest, np.concatenate([reals, scored])), generator=generator, recipe=recipe)
