@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from monai_diverse.bank import BankHeader
-from monai_diverse.data import FloatArray, IntArray, LabelledImages, require_every_class
+from monai_diverse.data import FloatArray, IntArray, LabelledImages, label_shares, require_every_class
 from monai_diverse.errors import DataError, RecipeError
-from monai_diverse.recipe import Component, Recipe, label_shares
+from monai_diverse.recipe import Component, Recipe
 from monai_diverse.sampling import Guide
 from monai_diverse.screening import FittedScreen, NoveltyScreen
 from monai_diverse.sources import SampleSource

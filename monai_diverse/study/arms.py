@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from monai_diverse.bank import SampleBank, select
-from monai_diverse.data import IntArray
-from monai_diverse.recipe import label_shares
+from monai_diverse.data import IntArray, label_shares
 from monai_diverse.storage import fingerprint_of
 from monai_diverse.study.cohort import Cohort
 from monai_diverse.study.config import Arm
