@@ -41,6 +41,16 @@ def test_npz_axes(tmp_path: Path, shape: tuple[int, ...], expected: tuple[int, .
     assert available_splits(tmp_path / "a.npz") == ()
 
 
+def test_undivided_images_have_no_val_split(tmp_path: Path) -> None:
+    """Else images to compare with would be those that were trained on."""
+    _pictures(tmp_path / "folder", benign=10, malignant=20)
+    np.savez(tmp_path / "a.npz", images=np.zeros((2, 4, 4)), labels=[0, 1])
+    for name, expected in (("folder", "a subfolder val"), ("a.npz", "arrays 'val_images' and 'val_labels'")):
+        assert len(load_images(tmp_path / name)) == 2
+        with pytest.raises(DataError, match=f"{name}: expected {expected}, got images that are not divided"):
+            load_images(tmp_path / name, "val")
+
+
 def test_folder_gives_what_the_pictures_hold(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     stored = []

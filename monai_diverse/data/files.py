@@ -28,14 +28,17 @@ def load_images(path: Path | str, split: str = "train") -> LabelledImages:
             (n, h, w), (n, h, w, 3) or, in three dimensions, (n, d, h, w); integers are divided by their type's maximum, floats must be in [0, 1].
             Or a folder: `folder/CLASS/*.png`, classes numbered in alphabetical order, all images of one size;
             with `folder/{split}/CLASS/` where there are splits.
-        split: which split to read.
+        split: which split to read; images that are not divided are `train`, and no other.
 
     Raises:
-        DataError: missing or corrupt file, missing array, wrong shape or dtype, NaN, or no images.
+        DataError: missing or corrupt file, missing array, a split that is not there, wrong shape or dtype, NaN, or no images.
     """
     path = Path(path)
+    splits = available_splits(path)
+    if not splits and split != "train":
+        kind = f"a subfolder {split}" if path.is_dir() else f"arrays '{split}_images' and '{split}_labels'"
+        raise DataError(f"{path}: expected {kind}, got images that are not divided; keep some apart there, or name another file")
     if path.is_dir():
-        splits = available_splits(path)
         if splits and split not in splits:
             raise DataError(f"{path}: expected a subfolder {split}, got only {', '.join(splits)}")
         return _load_folder(path / split if splits else path, class_names(path))
