@@ -85,6 +85,15 @@ def test_train_then_use(blob_file: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert monai_diverse.DiffusersSource(out, steps=2).sample([0, 1], [0, 1]).shape == (2, 1, 8, 8)
 
 
+def test_train_says_before_it_starts_that_too_few_images_are_set_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for count in (80, 100):
+        np.savez(tmp_path / f"{count}.npz", images=np.random.default_rng(0).random((count, 8, 8)), labels=np.arange(count) % 2)
+        arguments = ["train", "--data", str(tmp_path / f"{count}.npz"), "--out", str(tmp_path / f"{count}"), "--steps", "1", "--batch-size", "8"]
+        assert main(arguments) == 0
+        said = "warning: 16 different images (patients) are set aside, and the default screen needs 19" in capsys.readouterr().err
+        assert said == (count == 80)
+
+
 def _bad(tmp_path: Path, blob_file: Path, recipe_file: Path) -> dict[str, tuple[list[str], str]]:
     (tmp_path / "text.npz").write_text("no archive")
     np.savez(tmp_path / "nan.npz", images=np.full((20, 8, 8), np.nan), labels=np.arange(20) % 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -246,6 +247,9 @@ def test_train_with_a_twin_stops_where_the_twins_say(
     said = capsys.readouterr().err
     assert "--max-bias: expected a tolerance that some checkpoint" in said
     assert json.loads((tmp_path / "m" / "twins" / "audit.json").read_text())["advice"] is None
+    shutil.rmtree(tmp_path / "m" / "twins")
+    assert main(arguments) == 2
+    assert "--twin: expected a folder without a model" in capsys.readouterr().err
     assert main(["train", "--data", str(blob_file), "--out", str(tmp_path / "n"), "--max-bias", "0.5"]) == 2
     assert "--max-bias: expected --twin beside it" in capsys.readouterr().err
 

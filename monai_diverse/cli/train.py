@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 from tqdm import tqdm
 
@@ -15,8 +16,10 @@ from monai_diverse.cli.main import app
 from monai_diverse.data import LabelledImages
 from monai_diverse.errors import RecipeError
 from monai_diverse.report.audit import REAL_PATIENTS, write_audit
+from monai_diverse.screening import NoveltyGate
+from monai_diverse.screening.calibrate import groups_needed
 from monai_diverse.storage import read_json
-from monai_diverse.training import ModelCard, TrainConfig, is_first, launched_processes, prepare, train, write_card
+from monai_diverse.training import ModelCard, TrainConfig, TrainingData, is_first, launched_processes, prepare, train, write_card
 
 MAX_BIAS = 0.02
 
@@ -78,6 +81,7 @@ def command(
             f" {prepared.calibration.class_counts}, {len(prepared.validation)} for the validation bank",
             err=True,
         )
+        _advise(prepared)
     if twin:
         _require_room(out, config.steps)
         tolerance = MAX_BIAS if max_bias is None else max_bias
@@ -98,6 +102,18 @@ def command(
     typer.echo(f"model: {out}  card: {out / 'CARD.md'}")
 
 
+def _advise(prepared: TrainingData) -> None:
+    """Says before the training what `grow` would refuse after it."""
+    alpha = NoveltyGate().alpha
+    aside, needed = len(np.unique(prepared.calibration.group_ids)), groups_needed(alpha, reaching=True)
+    if aside < needed:
+        typer.echo(
+            f"warning: {aside} different images (patients) are set aside, and the default screen needs {needed}: give more images, a smaller"
+            f" --calibration-parts, or the recipe a NoveltyGate with an alpha above {alpha:g}",
+            err=True,
+        )
+
+
 def _numbers(channels: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in channels.split(","))
@@ -112,6 +128,10 @@ def _require_room(out: Path, steps: int) -> None:
     if held > steps:
         raise RecipeError(f"--steps: expected at least {held}, which {out} holds already, got {steps}; use another --out")
     twins = out / "twins" / RECIPE
+    if held and not twins.exists():
+        raise RecipeError(
+            f"--twin: expected a folder without a model, which twins may have to stop earlier, got {out} with {held} steps; use another --out"
+        )
     before = read_json(twins).get("steps") if twins.exists() else steps
     if before != steps:
         raise RecipeError(f"--steps: expected {before}, to which the twins in {twins.parent} were trained, got {steps}; give that, or another --out")

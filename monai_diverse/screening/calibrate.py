@@ -128,7 +128,8 @@ def groups_needed(level: float, *, reaching: bool) -> int:
 def require_groups(conformal: ClassConformal, needed: int, what: str) -> None:
     """Raises DataError if some category has too few calibration groups for its p-values to reach the level."""
     if conformal.smallest < needed:
-        raise DataError(f"{what}: expected at least {needed} calibration images (or patients), got {conformal.smallest}; set more aside")
+        found = f"expected at least {needed} calibration images (or patients), got {conformal.smallest}"
+        raise DataError(f"{what}: {found}; set more aside, or choose a larger alpha or level")
 
 
 def calibration_limit(values: npt.ArrayLike, share: float, groups: IntArray | None = None) -> float:
