@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,6 +30,7 @@ from monai_diverse.study import (
     restrict,
     run_study,
     summarise,
+    training,
 )
 from monai_diverse.study.config import build_network
 from monai_diverse.study.statistics import t_interval
@@ -90,6 +91,38 @@ def test_a_balanced_arm_shows_classes_equally_often() -> None:
     assert shares[1] == pytest.approx(0.5, abs=0.03)
 
 
+def test_the_loss_weighs_classes_unless_they_are_shown_equally_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both at once would give the rarer class more than its share."""
+    used = []
+
+    def fit(network: Any, stages: Any, weights: torch.Tensor | None, *rest: Any) -> tuple[int, dict[str, float]]:
+        used.append(None if weights is None else weights.tolist())
+        return 1, {}
+
+    monkeypatch.setattr(training, "_fit", fit)
+    train = lopsided()
+    study([Arm(name="real"), Arm(name="balanced", balanced=True)], dataclasses.replace(TINY, seeds=(0,)), train=train)
+    assert used == [pytest.approx((len(train) / (2 * np.bincount(train.labels))).tolist()), None]
+
+
+def test_a_bank_may_replace_the_items_of_one_class_more_often(tmp_path: Path) -> None:
+    train, dark = toy(400, 0), toy(16, 5)
+    bank = make_bank(tmp_path / "bank", LabelledImages(images=np.zeros_like(dark.images), labels=dark.labels))
+    config = dataclasses.replace(TINY, batch_size=100, steps=20)
+    for fade in (False, True):
+        ((steps, loader),) = _stages(Arm(name="extra", bank=bank, prob=(0.2, 0.8), fade=fade, augment=False), 0, train, config)
+        batches = list(itertools.islice(_batches(loader), steps))
+        replaced = torch.cat([(batch["image"] == 0).flatten(1).all(1) for batch in batches]).float()
+        labels = torch.cat([batch["label"] for batch in batches])
+        shares = [float(replaced[labels == label].mean()) for label in (0, 1)]
+        assert shares == pytest.approx([0.1, 0.4] if fade else [0.2, 0.8], abs=0.04)
+
+
+def test_a_probability_a_class_is_one_for_each() -> None:
+    with pytest.raises(RecipeError, match="arm 'a': expected one prob, or 2, one a class"):
+        study([Arm(name="a", prob=(0.1, 0.2, 0.3))])
+
+
 def test_pretraining_shows_the_bank_alone_and_then_reals_alone(tmp_path: Path) -> None:
     train, dark = toy(16, 0), toy(16, 5)
     bank = make_bank(tmp_path / "bank", LabelledImages(images=np.zeros_like(dark.images), labels=dark.labels))
@@ -102,16 +135,14 @@ def test_pretraining_shows_the_bank_alone_and_then_reals_alone(tmp_path: Path) -
     assert whole[0] == TINY.steps
 
 
-def test_a_share_that_fades_falls_from_epoch_to_epoch(tmp_path: Path) -> None:
+def test_a_share_that_fades_falls_within_an_epoch(tmp_path: Path) -> None:
     train, dark = toy(400, 0), toy(16, 5)
     bank = make_bank(tmp_path / "bank", LabelledImages(images=np.zeros_like(dark.images), labels=dark.labels))
-    config = dataclasses.replace(TINY, batch_size=100, steps=20)
+    config = dataclasses.replace(TINY, batch_size=200, steps=2)
     ((steps, loader),) = _stages(Arm(name="diverse", bank=bank, prob=0.8, fade=True, augment=False), 0, train, config)
+    assert steps == len(loader)
     dark_ones = [float((batch["image"] == 0).flatten(1).all(1).float().mean()) for batch in itertools.islice(_batches(loader), steps)]
-    per_epoch = len(train) // 100
-    shares = [float(np.mean(dark_ones[start : start + per_epoch])) for start in range(0, steps, per_epoch)]
-    epochs = math.ceil(steps / per_epoch)
-    assert shares == pytest.approx([0.8 * (1 - epoch / epochs) for epoch in range(epochs)], abs=0.06)
+    assert dark_ones == pytest.approx([0.8, 0.4], abs=0.08)
 
 
 def test_pretrained_runs_end_on_reals_and_differ_from_mixed_ones(tmp_path: Path) -> None:
@@ -299,6 +330,7 @@ def test_settings_are_checked(wrong: dict[str, object]) -> None:
         {"name": "a", "prob": -0.1},
         {"name": "a", "prob": 1.1},
         {"name": "a", "prob": float("nan")},
+        {"name": "a", "prob": (0.5, 1.1)},
         {"name": "a", "pretrain": 1.0},
         {"name": "a", "pretrain": 0.5, "prob": 0.1},
         {"name": "a", "pretrain": 0.5, "fade": True},

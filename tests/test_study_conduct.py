@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 import sys
 import threading
@@ -132,6 +133,8 @@ def test_a_plan_is_its_json(plan: StudyPlan, tmp_path: Path) -> None:
         ({"regime": "strict"}, "source: expected none in the regime 'strict'"),
         ({"primary": {"arm": "real"}}, "primary: expected an arm with a bank"),
         ({"primary": {"sizes": [0.1]}}, "sizes: expected 0.1 among them, which the primary analysis needs"),
+        ({"primary": {"metric": "f1"}}, "metric: expected balanced_accuracy, accuracy, auc or recall_0"),
+        ({"primary": {"metric": "ece"}}, "metric: expected balanced_accuracy"),
         ({"surprise": 1}, "study: unknown key 'surprise'"),
         ({"classifier": {"stepz": 3}}, "classifier: unknown key 'stepz'"),
         ({"seed": 2**15}, "seed: expected a whole number in 0..32767"),
@@ -142,6 +145,37 @@ def test_a_plan_that_cannot_be_meant_is_one_line(content: dict[str, Any], change
         StudyPlan.from_json(content | change)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_one_setting_of_the_classifier_leaves_the_others_as_they_are(content: dict[str, Any]) -> None:
+    plain = StudyPlan.from_json({name: value for name, value in content.items() if name != "classifier"}).classifier
+    assert plain.check_every == 20
+    assert StudyPlan.from_json(content | {"classifier": {"steps": 7}}).classifier == dataclasses.replace(plain, steps=7)
+    assert StudyPlan.from_json(content | {"classifier": {"check_every": None}}).classifier.check_every is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"primary": {"metric": "recall_2"}}, "metric: expected a recall of class 0..1, got 'recall_2'"),
+        ({"labels": [1.0, 1.0, 1.0]}, "labels: expected 2 shares from 0, one a class"),
+        ({"sizes": [0.001, 1.0]}, "sizes: expected a share that leaves an image of every class, got 0.001"),
+    ],
+)
+def test_what_the_data_do_not_allow_is_said_before_anything_is_trained(
+    content: dict[str, Any], change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises((RecipeError, DataError), match=re.escape(message)):
+        Study.begin(StudyPlan.from_json(content | change), tmp_path)
+    Study.begin(StudyPlan.from_json(content), tmp_path)  # the folder is not bound to the plan that could not be
+
+
+def test_too_small_a_share_of_what_the_generator_saw_is_said_before_samples_are_drawn(content: dict[str, Any], tmp_path: Path) -> None:
+    enough_of_all = 0.6 / min(load_images(content["data"], "train").class_counts)
+    study = Study.begin(StudyPlan.from_json(content | {"sizes": [enough_of_all]}), tmp_path)
+    with pytest.raises(DataError, match="sizes: expected a share that leaves an image of every class, got"):
+        list(study_steps(study))
+    assert not list(tmp_path.glob("banks/pool-*"))
 
 
 def test_a_folder_keeps_one_plan(plan: StudyPlan, tmp_path: Path) -> None:
@@ -244,14 +278,22 @@ def test_arms_have_equal_counts_and_the_right_images(study: Study) -> None:
 def test_arms_that_found_fewer_are_shown_them_no_oftener(study: Study) -> None:
     stock = study.cells[0].stocks[0]
     ours = stock.bank("diverse", 0.5)
-    assert stock.share("diverse", 0.5) == stock.share("random", 0.5) == stock.share("duplicates", 0.5) == pytest.approx(1 / 3)
+    assert stock.shares("diverse", 0.5) == stock.shares("random", 0.5) == stock.shares("duplicates", 0.5) == pytest.approx(1 / 3)
     few = dataclasses.replace(stock, found=dataclasses.replace(stock.found, accepted={"tsne_hull": np.arange(3)}))
-    held = len(few.bank("tsne_hull", 0.5))
-    assert 0 < held < len(ours)
-    shown = few.share("tsne_hull", 0.5)
-    assert shown / (1 - shown) == pytest.approx(0.5 * held / len(ours))
-    extra = len(stock.bank("extra_real", 0.5))
-    assert stock.arm("extra_real", ratio=0.5, augment=True, training="mixed").prob == extra / (extra + len(stock.user.reals))
+    held = np.array(few.bank("tsne_hull", 0.5).class_counts)
+    assert 0 < held.sum() < len(ours)
+    assert held[0] / ours.class_counts[0] != held[1] / ours.class_counts[1]
+    shown = np.array(few.arm("tsne_hull", ratio=0.5, augment=True, training="mixed").prob)
+    np.testing.assert_allclose(shown / (1 - shown), 0.5 * held / ours.class_counts)
+
+
+def test_further_reals_are_shown_as_often_as_the_users_own_of_their_class(study: Study) -> None:
+    stock = study.cells[0].stocks[0]
+    one_sided = stock.user.extra[study.cohort.train.labels[stock.user.extra] == 0]
+    stock = dataclasses.replace(stock, user=dataclasses.replace(stock.user, extra=one_sided))
+    extra, own = np.array(stock.bank("extra_real", 0.5).class_counts), np.bincount(study.cohort.train.labels[stock.user.reals])
+    assert extra[0] > 0 == extra[1]
+    np.testing.assert_allclose(stock.arm("extra_real", ratio=0.5, augment=True, training="mixed").prob, extra / (extra + own))
 
 
 def test_a_bank_without_a_class_is_not_trained_on(content: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -311,6 +353,13 @@ def test_arms_take_the_shares_of_classes_that_the_plan_says(study: Study, labels
     for name in ("diverse", "random"):
         np.testing.assert_array_equal(other.bank(name, ratio).class_counts, expected)
     assert other.bank("diverse", ratio).class_counts != stock.bank("diverse", ratio).class_counts
+
+
+def test_the_smallest_ratio_asks_for_every_class(study: Study) -> None:
+    stock = study.cells[0].stocks[0]
+    own = np.bincount(study.cohort.train.labels[stock.user.reals])
+    assert stock.asked(0.01).tolist() == [1, 1]
+    np.testing.assert_array_equal(stock.asked(2.0), 2 * own)
 
 
 def test_an_arm_that_is_to_take_none_of_a_class_is_not_trained(study: Study) -> None:

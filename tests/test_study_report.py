@@ -34,7 +34,6 @@ from monai_diverse.report.study_words import (
     chance,
     comparison_in_words,
     metric_name,
-    outcome_in_words,
     percent,
     points,
     points_interval,
@@ -390,11 +389,6 @@ def test_a_comparison_is_told_by_its_interval_alone(ends: tuple[Any, Any], corre
     assert says in words
     assert never not in words
     assert words.endswith(".")
-
-
-def test_of_an_error_less_is_better() -> None:
-    for ends, says in (((0.01, 0.03), "above 0: worse than real"), ((-0.03, -0.01), "below 0: better than real")):
-        assert says in outcome_in_words(with_difference("real", ends) | {"metric": "ece"})
 
 
 ABOVE, BELOW, ACROSS = (0.01, 0.03), (-0.03, -0.01), (-0.01, 0.03)

@@ -45,11 +45,11 @@ class Stock:
     out: Path
 
     def asked(self, ratio: float) -> IntArray:
-        """Samples of each class that a ratio asks for: so many for each of the user's images, in the shares of the plan's `labels`."""
+        """Samples of each class that a ratio asks for: so many for each of the user's images, in the shares of the plan's `labels`; at least one."""
         counts = self._labelled()
         if self.plan.labels != "reference":
             counts = counts.sum() * label_shares(self.plan.labels, self.cohort.train.labels[self.user.reals], len(counts))
-        return np.round(ratio * counts).astype(np.int64)
+        return np.where(counts > 0, np.maximum(np.round(ratio * counts), 1), 0).astype(np.int64)
 
     def arm(self, name: str, *, ratio: float | None, augment: bool, training: Training) -> Arm:
         """An arm as the trainer takes it.
@@ -58,7 +58,7 @@ class Stock:
             name: of the arm.
             ratio: bank samples for each real image; None for arms that add nothing.
             augment: with MONAI's usual random transforms.
-            training: `mixed`: an item is replaced with the probability that `share` gives, in the first epoch alone if it is `fade`, and of all
+            training: `mixed`: an item is replaced with the probability that `shares` gives, in the first step alone if it is `fade`, and of all
                 classes as many if it is `balanced`; `pretrain`: see `PRETRAIN`.
         """
         if ratio is None or name in REAL:
@@ -66,21 +66,26 @@ class Stock:
         bank = self.bank(name, ratio)
         if training == "pretrain":
             return Arm(name=name, bank=bank, pretrain=PRETRAIN, augment=augment)
-        prob = self.share(name, ratio)
+        prob = self.shares(name, ratio)
         return Arm(name=name, bank=bank, prob=prob, augment=augment, balanced=training == "balanced", fade=training == "fade")
 
-    def share(self, name: str, ratio: float) -> float:
-        """Chance that an item is replaced, in mixed training: ratio / (1 + ratio), the share of bank samples among all.
+    def shares(self, name: str, ratio: float) -> float | tuple[float, ...]:
+        """Chance that an item is replaced, in mixed training: odds / (1 + odds), the share of bank samples among all of a class.
 
-        An arm that found fewer samples than the primary arm has is shown them as often as that is shown its own, no oftener. Further reals are shown
-        as often as the user's own, as if they were the user's: a ceiling, whatever the ratio.
+        The odds are the ratio. Of an arm that found fewer samples of a class than the primary arm has they are fewer in proportion: beside a real
+        image of the class each is shown as often as one of the primary arm's. Further reals are shown as often as the user's own of their class,
+        as if they were the user's: a ceiling, whatever the ratio.
+
+        Returns:
+            One for all classes, or one for each where they differ.
         """
-        held = len(self.bank(name, ratio))
+        odds = np.full(len(self._labelled()), float(ratio))
         if name == CEILING:
-            return held / (held + len(self.user.reals))
-        if name not in FULL and name != self.plan.primary.arm:
-            ratio *= held / max(len(self.bank(self.plan.primary.arm, ratio)), 1)
-        return ratio / (1 + ratio)
+            odds = self._numbers(name, ratio) / self._labelled()
+        elif name not in FULL and name != self.plan.primary.arm:
+            odds *= self._numbers(name, ratio) / np.maximum(self._numbers(self.plan.primary.arm, ratio), 1)
+        shares = tuple((odds / (1 + odds)).tolist())
+        return shares[0] if len(set(shares)) == 1 else shares
 
     def counts(self, ratio: float) -> IntArray:
         """Samples of each class that the primary arm has at a ratio: what is asked, if it has so many, and the pool for the arm `random` too."""
@@ -102,6 +107,10 @@ class Stock:
         places = np.sort(np.concatenate([order[labels == label][:count] for label, count in enumerate(counts)]))
         folder = self.out / "banks" / f"{name}-{fingerprint_of([source.fingerprint, places.tolist()])[:24]}"
         return SampleBank.open(folder) if folder.exists() else select(source, places, folder)
+
+    def _numbers(self, name: str, ratio: float) -> IntArray:
+        """Samples of each class in an arm's bank."""
+        return np.bincount(self.bank(name, ratio).labels, minlength=len(self._labelled())).astype(np.int64)
 
     def _labelled(self) -> IntArray:
         """Images of each class that the user has."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from monai_diverse.bank import SampleBank
-from monai_diverse.data import IntArray, LabelledImages
+from monai_diverse.data import IntArray, LabelledImages, label_shares
 from monai_diverse.errors import DataError, RecipeError
 from monai_diverse.storage import make_folder, read_json, write_json
 from monai_diverse.study.arms import Stock
@@ -92,14 +92,15 @@ class Study:
         """Reads the data, and writes the plan down, or finds it in a folder where the study was begun.
 
         Raises:
-            RecipeError: `out` holds another plan.
-            DataError: as `Cohort.load`.
+            RecipeError: `out` holds another plan; a metric or shares of classes that the data do not have.
+            DataError: as `Cohort.load`; a size of which no image of some class is left.
         """
         make_folder(out)
         file = out / PLAN
         if file.exists() and StudyPlan.from_json(read_json(file)) != plan:
             raise RecipeError(f"{out}: holds a study of another plan; a plan is fixed once it runs, so use another --out")
         cohort = Cohort.load(plan, out)
+        _require_choices(plan, cohort)
         for name, images in (("test images", cohort.test), ("test images without near-duplicates", cohort.test[cohort.test_apart])):
             _require_groups(images, len(cohort.train.class_counts), name)
         write_json(file, plan.as_json())
@@ -116,6 +117,16 @@ class Study:
     def scored_of_train(self, generator: Generator) -> IntArray:
         """Indices into the train images of those that runs are scored on: in development of `pretrained` what the generator never saw."""
         return np.empty(0, dtype=np.int64) if self.test or self.plan.regime == "strict" else generator.aside
+
+
+def _require_choices(plan: StudyPlan, cohort: Cohort) -> None:
+    """Raises RecipeError or DataError for what the plan says and the data do not allow: before hours of training, not after."""
+    classes = len(cohort.train.class_counts)
+    recall = plan.primary.metric.removeprefix("recall_")
+    if recall.isdecimal() and int(recall) >= classes:
+        raise RecipeError(f"metric: expected a recall of class 0..{classes - 1}, got {plan.primary.metric!r}")
+    label_shares(plan.labels, cohort.train.labels, classes)
+    cohort.drawn(np.arange(len(cohort.train), dtype=np.int64), min(plan.sizes), 0, plan.seed)
 
 
 def _require_groups(images: LabelledImages, classes: int, name: str) -> None:
@@ -138,6 +149,9 @@ def study_steps(study: Study, *, crew: Crew = ALONE) -> Iterator[StudyProgress]:
     """
     generators: dict[tuple[float, int], Generator] = {}
     yield from _generators(study, generators, crew)
+    if study.plan.regime == "pretrained":
+        for (size, draw), generator in generators.items():
+            study.cohort.drawn(generator.seen, size, draw, study.plan.seed)  # raises before pools are drawn, not after
     pools: dict[str, SampleBank] = {}
     yield from _pools(study, generators, pools, crew)
     yield from _stocks(study, generators, pools, crew)

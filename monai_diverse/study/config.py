@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from monai.networks.nets import ResNet
 from monai.transforms import RandAffined, RandFlipd, RandGaussianNoised, RandScaleIntensityd
@@ -13,6 +16,7 @@ from torch import nn
 from monai_diverse.bank import SampleBank
 from monai_diverse.errors import RecipeError
 from monai_diverse.transforms import LinearRamp, RandDiverseReplaced
+from monai_diverse.transforms.curriculum import Curriculum
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +30,8 @@ class ClassifierConfig:
         weight_decay: AdamW's.
         channels: feature maps of the four stages of the ResNet.
         stem_stride: stride of the first convolution; 2 quarters the cost of two-dimensional images.
-        class_weighted: weigh the cross-entropy by inverse class frequency of the real training images.
+        class_weighted: weigh the cross-entropy by inverse class frequency of the real training images; not in arms that are `balanced`, where it
+            would count the frequencies twice.
         check_every: steps between looks at the validation images, which choose the weights; None: at the end of each epoch.
         seeds: one run an arm for each; a seed decides initial weights, data order, augmentation and replacements.
         device: where torch computes; runs repeat bit for bit on "cpu" with an unchanged number of threads.
@@ -71,17 +76,17 @@ class Arm:
     Attributes:
         name: how runs and summaries call it.
         bank: where replacements come from. None or an empty bank: the arm trains as if without one.
-        prob: chance that a real item is replaced by a bank sample of its own class, each time it is shown.
+        prob: chance that a real item is replaced by a bank sample of its own class, each time it is shown; one for all classes, or one for each.
         augment: flip, turn, zoom, scale intensity and add noise at random, replaced items included.
         balanced: show the real items of every class equally often.
         pretrain: share of the steps, at first, in which every item is replaced; the rest then shows real items alone. 0 for a mixed training. Each
             part has a learning-rate cycle of its own.
-        fade: let the chance fall in a straight line, from `prob` in the first epoch towards 0 at the end of the training.
+        fade: let the chance fall in a straight line, from `prob` in the first step towards 0 in the last.
     """
 
     name: str
     bank: SampleBank | None = None
-    prob: float = 0.0
+    prob: float | tuple[float, ...] = 0.0
     augment: bool = True
     balanced: bool = False
     pretrain: float = 0.0
@@ -90,11 +95,11 @@ class Arm:
     def __post_init__(self) -> None:
         if not self.name:
             raise RecipeError("name: expected some text that names the arm, got an empty string")
-        if not 0 <= self.prob <= 1:
-            raise RecipeError(f"prob: expected a probability in [0, 1], got {self.prob}")
+        if not 0 <= np.min(self.prob) <= np.max(self.prob) <= 1:
+            raise RecipeError(f"prob: expected a probability in [0, 1], or one for each class, got {self.prob}")
         if not 0 <= self.pretrain < 1:
             raise RecipeError(f"pretrain: expected a share of the steps in [0, 1), got {self.pretrain}; real items must come last")
-        if self.pretrain and self.prob:
+        if self.pretrain and np.any(self.prob):
             raise RecipeError(f"prob: expected 0 where the bank is for pretraining, got {self.prob}; a training is mixed or pretrained")
         if self.pretrain and self.fade:
             raise RecipeError("fade: expected False where the bank is for pretraining, which has no chance that could fall; leave one of them out")
@@ -102,11 +107,11 @@ class Arm:
     @property
     def replaces(self) -> bool:
         """Whether any item of this arm can be replaced."""
-        return self.bank is not None and len(self.bank) > 0 and (self.prob > 0 or self.pretrain > 0)
+        return self.bank is not None and len(self.bank) > 0 and bool(np.any(self.prob) or self.pretrain > 0)
 
     @property
-    def stages(self) -> tuple[tuple[float, float], ...]:
-        """The parts of the training in turn: (share of the steps, chance that an item is replaced)."""
+    def stages(self) -> tuple[tuple[float, float | tuple[float, ...]], ...]:
+        """The parts of the training in turn: (share of the steps, chance that an item is replaced, as `prob`)."""
         if not self.pretrain or not self.replaces:
             return ((1.0, self.prob),)
         return ((self.pretrain, 1.0), (1 - self.pretrain, 0.0))
@@ -128,18 +133,38 @@ def control_arms(*, diverse: SampleBank, random: SampleBank, duplicates: SampleB
     )
 
 
-def replacement(arm: Arm, prob: float, epochs: int) -> list[RandDiverseReplaced]:
+def weighted(arm: Arm, config: ClassifierConfig) -> bool:
+    """Whether the loss weighs the classes in a training of this arm."""
+    return config.class_weighted and not arm.balanced
+
+
+def replacement(arm: Arm, prob: float | tuple[float, ...], steps: int) -> list[RandDiverseReplaced]:
     """The transform that draws from the arm's bank with that probability; none if nothing can be replaced.
 
     Args:
         arm: whose bank.
-        prob: the chance, in the first epoch if it fades.
-        epochs: of this part of the training, begun ones too.
+        prob: the chance, in the first step if it fades; one for all classes, or one for each.
+        steps: of this part of the training.
     """
-    if arm.bank is None or not arm.replaces or not prob:
+    highest = float(np.max(prob))
+    if arm.bank is None or not arm.replaces or not highest:
         return []
-    chance = LinearRamp(start=prob, stop=0.0, epochs=epochs) if arm.fade else prob
+    chance = LinearRamp(start=highest, stop=0.0, epochs=steps) if arm.fade else highest
+    if isinstance(prob, tuple):
+        return [_RandReplacedByClass(arm.bank, chance, shares=[own / highest for own in prob])]
     return [RandDiverseReplaced(keys=CommonKeys.IMAGE, bank=arm.bank, label_key=CommonKeys.LABEL, label_policy="match", prob=chance)]
+
+
+class _RandReplacedByClass(RandDiverseReplaced):
+    """Replaces items of each class with a share of the probability."""
+
+    def __init__(self, bank: SampleBank, prob: float | Curriculum, *, shares: Sequence[float]) -> None:
+        super().__init__(keys=CommonKeys.IMAGE, bank=bank, label_key=CommonKeys.LABEL, label_policy="match", prob=prob)
+        self.shares = shares
+
+    def randomize(self, data: Any = None) -> int | None:
+        index = super().randomize(data)
+        return index if index is not None and self.random_state().random_sample() < self.shares[data[CommonKeys.LABEL]] else None
 
 
 def augmentation(arm: Arm, spatial_dims: int) -> list[object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -20,6 +21,9 @@ Training = Literal["mixed", "pretrain", "fade", "balanced"]
 REAL = ("real", "balanced")
 """Arms that add nothing."""
 CEILING = "extra_real"
+METRIC = re.compile(r"balanced_accuracy|accuracy|auc|recall_\d+")
+"""What can be compared: more is better."""
+CHECK_EVERY = 20
 ARMS = (*REAL, "duplicates", "random", "relevant", "tsne_hull", "diverse", "diverse_ungated", "brute_force", CEILING)
 
 
@@ -30,7 +34,7 @@ class Primary:
     Attributes:
         arm: the arm that should be better.
         controls: than each of these, at the arm's own ratio and counts.
-        metric: of the test images.
+        metric: of the test images: balanced_accuracy, accuracy, auc or recall_0, recall_1, ... of a class.
         training: how both are trained.
         augment: whether both augment.
         sizes: in the cells of these sizes; None: in all.
@@ -51,6 +55,8 @@ class Primary:
             _require_one_of("primary", arm, ARMS)
         if not self.controls or any(arm in REAL for arm in (self.arm, *self.controls)):
             raise RecipeError(f"primary: expected an arm with a bank, and controls with banks for it, got {self.arm!r} and {self.controls}")
+        if not METRIC.fullmatch(str(self.metric)):
+            raise RecipeError(f"metric: expected balanced_accuracy, accuracy, auc or recall_0, recall_1, ... of a class, got {self.metric!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +91,7 @@ class StudyPlan:
         max_evaluations: network evaluations that a bank of the arm `diverse` may cost.
         steps: inference steps; None for the source's own number.
         batch_size: samples a round, as in a recipe.
-        classifier: how classifiers are trained; its seeds are not used.
+        classifier: how classifiers are trained; its seeds are not used, and `check_every` is 20 where it is left out.
         primary: what is tested.
         twin_correlation: images whose pixels correlate above this count as one group.
         seed: of the whole study.
@@ -115,7 +121,7 @@ class StudyPlan:
     max_evaluations: int = 40_000
     steps: int | None = None
     batch_size: int = 64
-    classifier: ClassifierConfig = field(default_factory=lambda: ClassifierConfig(check_every=20))
+    classifier: ClassifierConfig = field(default_factory=lambda: ClassifierConfig(check_every=CHECK_EVERY))
     primary: Primary = field(default_factory=Primary)
     twin_correlation: float = 0.95
     seed: int = 0
@@ -175,6 +181,8 @@ class StudyPlan:
     def from_json(cls, content: Mapping[str, Any]) -> StudyPlan:
         """Makes a plan of plain values; the inverse of `as_json`."""
         values = dict(content)
+        if isinstance(values.get("classifier"), Mapping):
+            values["classifier"] = {"check_every": CHECK_EVERY} | dict(values["classifier"])
         if values.get("guide") == DIVERSE:
             values["guide"] = {"target": "monai_diverse.sampling.Diverse"}
         kinds: dict[str, type] = {"source": Component, "guide": Component, "screen": Component, "primary": Primary, "selection": Selection}

@@ -11,6 +11,7 @@ import numpy as np
 from monai_diverse.data import LabelledImages
 from monai_diverse.storage import fingerprint_of, make_folder, read_json, write_json
 from monai_diverse.study.arms import Stock
+from monai_diverse.study.config import weighted
 from monai_diverse.study.plan import REAL, StudyPlan, Training
 from monai_diverse.study.training import Run, run_study
 
@@ -102,6 +103,7 @@ def run_setting(setting: Setting, stock: Stock, seed: int, scored: LabelledImage
     reals = cohort.train[stock.user.reals]
     bank = None if arm.bank is None else arm.bank.fingerprint
     choices = asdict(config) | {"prob": arm.prob, "pretrain": arm.pretrain, "balanced": arm.balanced, "augment": arm.augment, "bank": bank}
+    choices["class_weighted"] = weighted(arm, config)
     choices |= {"channels": list(config.channels)} | ({"fade": True} if arm.fade else {})  # runs that were kept before there was one keep their names
     images = [data.sha256() for data in (reals, cohort.validation, scored)]
     file = make_folder(stock.out / "runs") / f"{fingerprint_of([choices | {'seeds': list(config.seeds)}, images])[:32]}.json"

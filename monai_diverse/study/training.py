@@ -22,7 +22,7 @@ from torch.utils.data import WeightedRandomSampler
 
 from monai_diverse.data import IntArray, LabelledImages, require_every_class
 from monai_diverse.errors import BankMismatchError, DataError, RecipeError
-from monai_diverse.study.config import Arm, ClassifierConfig, augmentation, build_network, replacement
+from monai_diverse.study.config import Arm, ClassifierConfig, augmentation, build_network, replacement, weighted
 from monai_diverse.study.metrics import metrics_of
 from monai_diverse.transforms import set_epoch
 
@@ -109,7 +109,8 @@ def _run(arm: Arm, seed: int, train: LabelledImages, validation: LabelledImages,
     network = build_network(config, channels=train.images.shape[1], spatial_dims=train.images.ndim - 2, classes=classes, seed=seed)
     with _without_metadata():
         stages = _stages(arm, seed, train, config)
-        best_epoch, scores = _fit(network, stages, _class_weights(train, config), validation, config)
+        weights = _class_weights(train, config) if weighted(arm, config) else None
+        best_epoch, scores = _fit(network, stages, weights, validation, config)
     probabilities = _predict(network, test, config)
     return Run(
         arm=arm.name,
@@ -153,6 +154,8 @@ def _check(arms: Sequence[Arm], train: LabelledImages, validation: LabelledImage
         if data.images.shape[1:] != shape:
             raise DataError(f"{what}: expected images of shape {shape} as in training, got {data.images.shape[1:]}; resize them first")
     for arm in arms:
+        if isinstance(arm.prob, tuple) and len(arm.prob) != classes:
+            raise RecipeError(f"arm {arm.name!r}: expected one prob, or {classes}, one a class, got {arm.prob}")
         if arm.bank is None or len(arm.bank) == 0:
             continue
         if tuple(arm.bank.header.shape) != shape:
@@ -170,11 +173,10 @@ def _stages(arm: Arm, seed: int, train: LabelledImages, config: ClassifierConfig
     return [(steps, _loader(arm, prob, steps, seed, train, config)) for steps, prob in zip(lengths, probs, strict=True)]
 
 
-def _loader(arm: Arm, prob: float, steps: int, seed: int, train: LabelledImages, config: ClassifierConfig) -> DataLoader:
+def _loader(arm: Arm, prob: float | tuple[float, ...], steps: int, seed: int, train: LabelledImages, config: ClassifierConfig) -> DataLoader:
     items = [{CommonKeys.IMAGE: image, CommonKeys.LABEL: int(label)} for image, label in zip(train.images, train.labels, strict=True)]
     batch_size = min(config.batch_size, len(items))
-    epochs = math.ceil(steps / (len(items) // batch_size))
-    replaced, augmented = replacement(arm, prob, epochs), augmentation(arm, train.images.ndim - 2)
+    replaced, augmented = replacement(arm, prob, steps), augmentation(arm, train.images.ndim - 2)
     transform = Compose([EnsureTyped(keys=CommonKeys.IMAGE, track_meta=False), *replaced, *augmented])
     generator = torch.Generator().manual_seed(seed)
     balanced = WeightedRandomSampler(_rarity(train), len(items), generator=generator) if arm.balanced else None
@@ -200,9 +202,7 @@ def _rarity(train: LabelledImages) -> list[float]:
     return [float(weight) for weight in compute_sample_weight("balanced", train.labels)]
 
 
-def _class_weights(train: LabelledImages, config: ClassifierConfig) -> Tensor | None:
-    if not config.class_weighted:
-        return None
+def _class_weights(train: LabelledImages, config: ClassifierConfig) -> Tensor:
     weights = compute_class_weight("balanced", classes=np.arange(len(train.class_counts)), y=train.labels)
     return torch.as_tensor(weights, dtype=torch.float32, device=config.device)
 
@@ -244,10 +244,13 @@ def _stage(network: nn.Module, steps: int, loader: DataLoader, weights: Tensor |
 
 
 def _batches(loader: DataLoader) -> Iterator[dict[str, Any]]:
-    """Those of one epoch after another, without end."""
-    for epoch in itertools.count():
-        set_epoch(loader.dataset.transform, epoch)
-        yield from loader
+    """Those of one epoch after another, without end; what changes with the training changes with each."""
+    steps = itertools.count()
+    while True:
+        batches = iter(loader)
+        for _ in range(len(loader)):
+            set_epoch(loader.dataset.transform, next(steps))
+            yield next(batches)
 
 
 @torch.no_grad()
