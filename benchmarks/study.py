@@ -150,8 +150,8 @@ def _alike(cell: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
     return {(row["arm"], row["control"]): row for row in cell["comparisons"] if row["training"] == "mixed" and row["augment"]}
 
 
-def written(found: dict[str, dict[str, Any]], plans: dict[str, StudyPlan], work: Path) -> None:
-    """The bars and the summary into docs/study.md, all tables into docs/study-results.md, and the figures of what ran now beside it."""
+def written(found: dict[str, dict[str, Any]], plans: dict[str, StudyPlan], ran: dict[str, Path]) -> None:
+    """The bars and the summary into docs/study.md, all tables into docs/study-results.md, and the figures of what ran now, by folder, beside it."""
     follow_ups = {name for name, plan in plans.items() if is_follow_up(plan)}
     head, tail = (DOCS / "study.md").read_text().split(BEGIN)[0], (DOCS / "study.md").read_text().split(END)[1]
     between = [BEGIN, "", *_bars_table(bars(found, plans)), "", *glances(found, follow_ups), END]
@@ -171,9 +171,9 @@ def written(found: dict[str, dict[str, Any]], plans: dict[str, StudyPlan], work:
             continue
         parts += [study_markdown(found[name]), ""]
         for figure in ("comparisons", "sizes", "ratios", "recalls"):
-            source, shown = work / name / "figures" / f"study-{figure}.png", DOCS / "images" / f"study-{name}-{figure}.png"
-            if source.exists():
-                write_atomic(make_folder(shown.parent) / shown.name, source.read_bytes())
+            shown = DOCS / "images" / f"study-{name}-{figure}.png"
+            if name in ran and (made := ran[name] / "figures" / f"study-{figure}.png").exists():
+                write_atomic(make_folder(shown.parent) / shown.name, made.read_bytes())
             if shown.exists():
                 parts += [f"![{plan.name}: {figure}](images/{shown.name})", ""]
     write_atomic(DOCS / "study-results.md", "\n".join(parts).encode())
@@ -237,15 +237,19 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2, help="processes that train generators, grow banks and train classifiers")
     chosen = parser.parse_args()
     plans = {file.stem: StudyPlan.load(file) for folder in (PLANS, FOLLOW_UPS) for file in sorted(folder.glob("*.yaml"))}
+    if unknown := sorted(set(chosen.only or ()) - set(plans)):
+        parser.error(f"--only: expected some of {', '.join(plans)}, got {', '.join(unknown)}")
     asked = {name: plan for name, plan in plans.items() if not chosen.only or name in chosen.only}
     if chosen.quick:
         plans = asked = {f"{name}-quick": quick(plan) for name, plan in asked.items() if plan.data == "builtin" and plan.regime == "pretrained"}
     found = {} if chosen.quick or chosen.validation_only else earlier(plans)
+    ran: dict[str, Path] = {}
     for name, plan in asked.items():
-        found[name] = conducted(plan, chosen.work / name, test=not chosen.validation_only, workers=chosen.workers)
+        ran[name] = chosen.work / name
+        found[name] = conducted(plan, ran[name], test=not chosen.validation_only, workers=chosen.workers)
         if not (chosen.quick or chosen.validation_only):
             write_json(OUTCOME, {"bars": bars(found, plans), "results": found, "environment": describe_environment()})
-            written(found, plans, chosen.work)
+            written(found, plans, ran)
     result = {"bars": bars(found, plans), "results": found, "environment": describe_environment()}
     print(json.dumps(result) if chosen.json else json.dumps(result["bars"], indent=1))
     return 0 if all(bar["holds"] for bar in result["bars"].values()) else 1
