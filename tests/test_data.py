@@ -49,6 +49,10 @@ def test_undivided_images_have_no_val_split(tmp_path: Path) -> None:
         assert len(load_images(tmp_path / name)) == 2
         with pytest.raises(DataError, match=f"{name}: expected {expected}, got images that are not divided"):
             load_images(tmp_path / name, "val")
+    np.savez(tmp_path / "both.npz", images=np.zeros((2, 4, 4)), labels=[0, 1], train_images=np.ones((3, 4, 4)), train_labels=[0, 1, 1])
+    assert len(load_images(tmp_path / "both.npz")) == 3
+    with pytest.raises(DataError, match="both.npz: expected arrays 'val_images' and 'val_labels', got only train"):
+        load_images(tmp_path / "both.npz", "val")
 
 
 def test_folder_gives_what_the_pictures_hold(tmp_path: Path) -> None:

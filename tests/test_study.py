@@ -135,6 +135,17 @@ def test_pretraining_shows_the_bank_alone_and_then_reals_alone(tmp_path: Path) -
     assert whole[0] == TINY.steps
 
 
+def test_epochs_follow_one_another_as_the_loader_gives_them() -> None:
+    train, config = toy(40, 0), dataclasses.replace(TINY, steps=20)
+
+    def order(batches: Any) -> list[float]:
+        return [float(value) for batch in itertools.islice(batches, config.steps) for value in batch["image"].mean(dim=(1, 2, 3))]
+
+    (_, one), (_, other) = (_stages(Arm(name="real", augment=False), 0, train, config)[0] for _ in range(2))
+    assert config.steps > 3 * len(one)
+    assert order(_batches(one)) == order(itertools.chain.from_iterable(itertools.repeat(other)))
+
+
 def test_a_share_that_fades_falls_within_an_epoch(tmp_path: Path) -> None:
     train, dark = toy(400, 0), toy(16, 5)
     bank = make_bank(tmp_path / "bank", LabelledImages(images=np.zeros_like(dark.images), labels=dark.labels))
@@ -331,6 +342,7 @@ def test_settings_are_checked(wrong: dict[str, object]) -> None:
         {"name": "a", "prob": 1.1},
         {"name": "a", "prob": float("nan")},
         {"name": "a", "prob": (0.5, 1.1)},
+        {"name": "a", "prob": ()},
         {"name": "a", "pretrain": 1.0},
         {"name": "a", "pretrain": 0.5, "prob": 0.1},
         {"name": "a", "pretrain": 0.5, "fade": True},

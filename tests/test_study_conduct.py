@@ -135,6 +135,7 @@ def test_a_plan_is_its_json(plan: StudyPlan, tmp_path: Path) -> None:
         ({"primary": {"sizes": [0.1]}}, "sizes: expected 0.1 among them, which the primary analysis needs"),
         ({"primary": {"metric": "f1"}}, "metric: expected balanced_accuracy, accuracy, auc or recall_0"),
         ({"primary": {"metric": "ece"}}, "metric: expected balanced_accuracy"),
+        ({"primary": {"metric": "recall_01"}}, "metric: expected balanced_accuracy"),
         ({"surprise": 1}, "study: unknown key 'surprise'"),
         ({"classifier": {"stepz": 3}}, "classifier: unknown key 'stepz'"),
         ({"seed": 2**15}, "seed: expected a whole number in 0..32767"),

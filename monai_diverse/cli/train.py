@@ -16,7 +16,7 @@ from monai_diverse.cli.main import app
 from monai_diverse.data import LabelledImages
 from monai_diverse.errors import RecipeError
 from monai_diverse.report.audit import REAL_PATIENTS, write_audit
-from monai_diverse.screening import NoveltyGate
+from monai_diverse.screening import NoveltyGate, RelevanceGate
 from monai_diverse.screening.calibrate import groups_needed
 from monai_diverse.storage import read_json
 from monai_diverse.training import ModelCard, TrainConfig, TrainingData, is_first, launched_processes, prepare, train, write_card
@@ -104,12 +104,12 @@ def command(
 
 def _advise(prepared: TrainingData) -> None:
     """Says before the training what `grow` would refuse after it."""
-    alpha = NoveltyGate().alpha
-    aside, needed = len(np.unique(prepared.calibration.group_ids)), groups_needed(alpha, reaching=True)
+    needed = max(groups_needed(NoveltyGate().alpha, reaching=True), groups_needed(RelevanceGate().level, reaching=False))
+    aside = len(np.unique(prepared.calibration.group_ids))
     if aside < needed:
         typer.echo(
             f"warning: {aside} different images (patients) are set aside, and the default screen needs {needed}: give more images, a smaller"
-            f" --calibration-parts, or the recipe a NoveltyGate with an alpha above {alpha:g}",
+            " --calibration-parts, or the recipe a screen whose NoveltyGate has a larger alpha and whose RelevanceGate a larger level",
             err=True,
         )
 

@@ -35,12 +35,11 @@ def load_images(path: Path | str, split: str = "train") -> LabelledImages:
     """
     path = Path(path)
     splits = available_splits(path)
-    if not splits and split != "train":
+    if split not in (splits or ("train",)):
         kind = f"a subfolder {split}" if path.is_dir() else f"arrays '{split}_images' and '{split}_labels'"
-        raise DataError(f"{path}: expected {kind}, got images that are not divided; keep some apart there, or name another file")
+        found = f"only {', '.join(splits)}" if splits else "images that are not divided"
+        raise DataError(f"{path}: expected {kind}, got {found}; keep some apart there, or name another file")
     if path.is_dir():
-        if splits and split not in splits:
-            raise DataError(f"{path}: expected a subfolder {split}, got only {', '.join(splits)}")
         return _load_folder(path / split if splits else path, class_names(path))
     images, labels = _read_npz(path, split)
     return LabelledImages(images=_channels_first(_to_unit(images, f"{path.name}: images"), path.name), labels=labels)

@@ -95,7 +95,9 @@ class Arm:
     def __post_init__(self) -> None:
         if not self.name:
             raise RecipeError("name: expected some text that names the arm, got an empty string")
-        if not 0 <= np.min(self.prob) <= np.max(self.prob) <= 1:
+        if isinstance(self.prob, list):
+            object.__setattr__(self, "prob", tuple(self.prob))
+        if self.prob == () or not 0 <= np.min(self.prob) <= np.max(self.prob) <= 1:
             raise RecipeError(f"prob: expected a probability in [0, 1], or one for each class, got {self.prob}")
         if not 0 <= self.pretrain < 1:
             raise RecipeError(f"pretrain: expected a share of the steps in [0, 1), got {self.pretrain}; real items must come last")

@@ -21,7 +21,7 @@ Training = Literal["mixed", "pretrain", "fade", "balanced"]
 REAL = ("real", "balanced")
 """Arms that add nothing."""
 CEILING = "extra_real"
-METRIC = re.compile(r"balanced_accuracy|accuracy|auc|recall_\d+")
+METRIC = re.compile(r"balanced_accuracy|accuracy|auc|recall_(0|[1-9][0-9]*)")
 """What can be compared: more is better."""
 CHECK_EVERY = 20
 ARMS = (*REAL, "duplicates", "random", "relevant", "tsne_hull", "diverse", "diverse_ungated", "brute_force", CEILING)
@@ -91,7 +91,7 @@ class StudyPlan:
         max_evaluations: network evaluations that a bank of the arm `diverse` may cost.
         steps: inference steps; None for the source's own number.
         batch_size: samples a round, as in a recipe.
-        classifier: how classifiers are trained; its seeds are not used, and `check_every` is 20 where it is left out.
+        classifier: how classifiers are trained; its seeds are not used, and where a file leaves out `check_every` it is 20.
         primary: what is tested.
         twin_correlation: images whose pixels correlate above this count as one group.
         seed: of the whole study.

@@ -245,12 +245,14 @@ def _stage(network: nn.Module, steps: int, loader: DataLoader, weights: Tensor |
 
 def _batches(loader: DataLoader) -> Iterator[dict[str, Any]]:
     """Those of one epoch after another, without end; what changes with the training changes with each."""
-    steps = itertools.count()
+    step = 0
     while True:
         batches = iter(loader)
-        for _ in range(len(loader)):
-            set_epoch(loader.dataset.transform, next(steps))
-            yield next(batches)
+        set_epoch(loader.dataset.transform, step)
+        while (batch := next(batches, None)) is not None:  # to its end, where torch's sampler draws once more: the next epoch's order depends on it
+            step += 1
+            yield batch
+            set_epoch(loader.dataset.transform, step)
 
 
 @torch.no_grad()
