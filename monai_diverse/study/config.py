@@ -86,7 +86,7 @@ class Arm:
 
     name: str
     bank: SampleBank | None = None
-    prob: float | tuple[float, ...] = 0.0
+    prob: float | Sequence[float] = 0.0
     augment: bool = True
     balanced: bool = False
     pretrain: float = 0.0
@@ -95,9 +95,9 @@ class Arm:
     def __post_init__(self) -> None:
         if not self.name:
             raise RecipeError("name: expected some text that names the arm, got an empty string")
-        if isinstance(self.prob, list):
+        if isinstance(self.prob, Sequence):
             object.__setattr__(self, "prob", tuple(self.prob))
-        if self.prob == () or not 0 <= np.min(self.prob) <= np.max(self.prob) <= 1:
+        if np.size(self.prob) == 0 or not 0 <= np.min(self.prob) <= np.max(self.prob) <= 1:
             raise RecipeError(f"prob: expected a probability in [0, 1], or one for each class, got {self.prob}")
         if not 0 <= self.pretrain < 1:
             raise RecipeError(f"pretrain: expected a share of the steps in [0, 1), got {self.pretrain}; real items must come last")
@@ -112,7 +112,7 @@ class Arm:
         return self.bank is not None and len(self.bank) > 0 and bool(np.any(self.prob) or self.pretrain > 0)
 
     @property
-    def stages(self) -> tuple[tuple[float, float | tuple[float, ...]], ...]:
+    def stages(self) -> tuple[tuple[float, float | Sequence[float]], ...]:
         """The parts of the training in turn: (share of the steps, chance that an item is replaced, as `prob`)."""
         if not self.pretrain or not self.replaces:
             return ((1.0, self.prob),)
@@ -140,7 +140,7 @@ def weighted(arm: Arm, config: ClassifierConfig) -> bool:
     return config.class_weighted and not arm.balanced
 
 
-def replacement(arm: Arm, prob: float | tuple[float, ...], steps: int) -> list[RandDiverseReplaced]:
+def replacement(arm: Arm, prob: float | Sequence[float], steps: int) -> list[RandDiverseReplaced]:
     """The transform that draws from the arm's bank with that probability; none if nothing can be replaced.
 
     Args:
@@ -152,7 +152,7 @@ def replacement(arm: Arm, prob: float | tuple[float, ...], steps: int) -> list[R
     if arm.bank is None or not arm.replaces or not highest:
         return []
     chance = LinearRamp(start=highest, stop=0.0, epochs=steps) if arm.fade else highest
-    if isinstance(prob, tuple):
+    if isinstance(prob, Sequence):
         return [_RandReplacedByClass(arm.bank, chance, shares=[own / highest for own in prob])]
     return [RandDiverseReplaced(keys=CommonKeys.IMAGE, bank=arm.bank, label_key=CommonKeys.LABEL, label_policy="match", prob=chance)]
 

@@ -104,9 +104,8 @@ def run_setting(setting: Setting, stock: Stock, seed: int, scored: LabelledImage
     bank = None if arm.bank is None else arm.bank.fingerprint
     choices = asdict(config) | {"prob": arm.prob, "pretrain": arm.pretrain, "balanced": arm.balanced, "augment": arm.augment, "bank": bank}
     choices["class_weighted"] = weighted(arm, config)
-    choices |= {"channels": list(config.channels)} | (
-        {"fade": "by step"} if arm.fade else {}
-    )  # runs that were kept before there was one keep their names
+    choices |= {"channels": list(config.channels)}
+    choices |= {"fade": "by step"} if arm.fade else {}  # runs that were kept before there was one keep their names
     images = [data.sha256() for data in (reals, cohort.validation, scored)]
     file = make_folder(stock.out / "runs") / f"{fingerprint_of([choices | {'seeds': list(config.seeds)}, images])[:32]}.json"
     if file.exists():

@@ -154,7 +154,7 @@ def _check(arms: Sequence[Arm], train: LabelledImages, validation: LabelledImage
         if data.images.shape[1:] != shape:
             raise DataError(f"{what}: expected images of shape {shape} as in training, got {data.images.shape[1:]}; resize them first")
     for arm in arms:
-        if isinstance(arm.prob, tuple) and len(arm.prob) != classes:
+        if isinstance(arm.prob, Sequence) and len(arm.prob) != classes:
             raise RecipeError(f"arm {arm.name!r}: expected one prob, or {classes}, one a class, got {arm.prob}")
         if arm.bank is None or len(arm.bank) == 0:
             continue
@@ -173,7 +173,7 @@ def _stages(arm: Arm, seed: int, train: LabelledImages, config: ClassifierConfig
     return [(steps, _loader(arm, prob, steps, seed, train, config)) for steps, prob in zip(lengths, probs, strict=True)]
 
 
-def _loader(arm: Arm, prob: float | tuple[float, ...], steps: int, seed: int, train: LabelledImages, config: ClassifierConfig) -> DataLoader:
+def _loader(arm: Arm, prob: float | Sequence[float], steps: int, seed: int, train: LabelledImages, config: ClassifierConfig) -> DataLoader:
     items = [{CommonKeys.IMAGE: image, CommonKeys.LABEL: int(label)} for image, label in zip(train.images, train.labels, strict=True)]
     batch_size = min(config.batch_size, len(items))
     replaced, augmented = replacement(arm, prob, steps), augmentation(arm, train.images.ndim - 2)
