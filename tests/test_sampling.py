@@ -1,3 +1,4 @@
+import itertools
 import sys
 from dataclasses import replace
 
@@ -42,6 +43,7 @@ def _draw(scheduler: str, steps: int, shape: tuple[int, ...] = (1, 8, 8), count:
     [
         ("DDIMScheduler", False, 20, 0.03),
         ("DDIMScheduler", False, 100, 0.02),
+        ("DDIMScheduler", False, 600, 0.02),
         ("DPMSolverMultistepScheduler", False, 10, 0.03),
         ("DPMSolverMultistepScheduler", False, 50, 0.02),
         ("DPMSolverMultistepScheduler", True, 20, 0.04),
@@ -71,6 +73,28 @@ def test_many_karras_steps_whose_first_timesteps_round_to_the_same(scheduler: st
 def test_a_karras_start_below_the_least_noise_is_refused(scheduler: str) -> None:
     with pytest.raises(RecipeError, match=r"start: expected a noise-to-signal ratio above 0\.00643"):
         build_scheduler(scheduler, NOISE, karras=True, sigma_max=0.005)
+
+
+def test_a_karras_start_above_the_schedule_is_the_schedules_own() -> None:
+    """Else the scheduler would believe in more noise than there is, and draw too little spread."""
+    schedule = NoiseSchedule.from_diffusers({"num_train_timesteps": 1000, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012})
+    made = [build_scheduler("EulerDiscreteScheduler", schedule, karras=True, sigma_max=sigma) for sigma in (80.0, 1000.0)]
+    assert made[0].config.sigma_max == made[1].config.sigma_max == pytest.approx(14.61, abs=0.01)
+
+
+@pytest.mark.parametrize("steps", [7, 30, 50, 300])
+def test_ddim_goes_to_the_next_timestep(steps: int) -> None:
+    """With the right clean image each step ends where the noise of the next timestep is; 300 do not divide 1000."""
+    scheduler = build_scheduler("DDIMScheduler", NOISE)
+    set_steps(scheduler, steps)
+    clean, noise = torch.full((4,), 0.3, dtype=torch.float64), torch.linspace(-2, 2, 4, dtype=torch.float64)
+    alphas = scheduler.alphas_cumprod.double()  # type: ignore[attr-defined]
+    times = [int(time) for time in scheduler.timesteps]
+    x = alphas[times[0]].sqrt() * clean + (1 - alphas[times[0]]).sqrt() * noise
+    for time, later in itertools.zip_longest(times, times[1:]):
+        x = scheduler.step(clean, torch.tensor(time), x).prev_sample
+        then = torch.ones((), dtype=torch.float64) if later is None else alphas[later]
+        torch.testing.assert_close(x, then.sqrt() * clean + (1 - then).sqrt() * noise, atol=1e-4, rtol=0)
 
 
 def test_every_scheduler_of_betas_is_tested() -> None:

@@ -84,7 +84,8 @@ class FittedEarlyChoice(Guide):
     """Early choice as a guide.
 
     score_i = min over k of log(d_k(i) / median d_k), d_k being the distance to the k-th nearest training image of the same class and the
-    median that of the class's own images, each left out in turn; `screening.NoveltyGate` scores the same. A class with fewer than two
+    median that of the class's own images, each left out in turn. `screening.NoveltyGate` differs: it compares with all classes, and leaves out
+    whole groups. A class with fewer than two
     training images is compared with all.
 
     Attributes:
