@@ -197,6 +197,17 @@ def test_integer_images_are_rounded_and_warned_of(bank):
             RandDiverseReplace(bank, prob=1)(real)
 
 
+def test_what_overshoots_does_not_wrap_around_in_integers(bank):
+    for real in (np.full(SHAPE, 255, np.uint8), torch.full(SHAPE, 255, dtype=torch.uint8)):
+        real[0, 0, 0] = 0
+        transform = RandDiverseReplace(bank, prob=1, sample_transform=lambda x: (x - 0.5) * 700)
+        made = transform(real)
+        levels = (bank.images[transform._index] - 0.5) * 700
+        assert levels.min() < 0
+        assert levels.max() > 255
+        np.testing.assert_array_equal(np.asarray(made), np.clip(np.rint(levels), 0, 255))
+
+
 def test_several_keys_get_the_same_sample(bank):
     item = {"a": real_image(), "b": torch.tensor(real_image()), "label": 2}
     made = RandDiverseReplaced(["a", "b"], bank, prob=1)(item)

@@ -118,7 +118,7 @@ class Insertion:
         self._check_range(sample, real, what)
         if isinstance(real, np.ndarray):
             return _cast(sample, real.dtype)
-        tensor = torch.from_numpy(_cast(sample, sample.dtype) if real.is_floating_point() else np.rint(sample))
+        tensor = torch.from_numpy(_cast(sample, sample.dtype) if real.is_floating_point() else _whole(sample, torch.iinfo(real.dtype)))
         tensor = tensor.to(dtype=real.dtype, device=real.device)
         return MetaTensor(tensor, meta=meta_of(real, source)) if isinstance(real, MetaTensor) else tensor
 
@@ -200,5 +200,11 @@ def _plain(image: Any) -> npt.NDArray[Any]:
 
 
 def _cast(sample: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    rounded = np.rint(sample) if dtype.kind in "iu" and sample.dtype.kind == "f" else sample
+    rounded = _whole(sample, np.iinfo(dtype)) if dtype.kind in "iu" and sample.dtype.kind == "f" else sample
     return np.asarray(rounded, dtype=dtype, order="C")
+
+
+def _whole(sample: npt.NDArray[Any], info: np.iinfo[Any] | torch.iinfo) -> npt.NDArray[Any]:
+    """Rounded and within what the integers hold, where a resized sample overshoots: beyond it they would wrap around."""
+    clipped: npt.NDArray[Any] = np.clip(np.rint(sample), info.min, info.max)
+    return clipped
