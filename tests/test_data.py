@@ -41,6 +41,29 @@ def test_npz_axes(tmp_path: Path, shape: tuple[int, ...], expected: tuple[int, .
     assert available_splits(tmp_path / "a.npz") == ()
 
 
+def test_pictures_of_other_byte_order_and_of_several_pages(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    deep = np.array([[0, 65535], [32768, 256]], dtype=np.uint16)
+    Image.frombytes("I;16B", (2, 2), deep.astype(">u2").tobytes()).save(tmp_path / "a" / "0.tif")
+    np.testing.assert_allclose(load_images(tmp_path).images[0, 0] * 65535, deep, atol=0.01)
+    pages = [Image.fromarray(np.full((2, 2), grey, dtype=np.uint8)) for grey in (10, 20)]
+    pages[0].save(tmp_path / "a" / "0.tif", save_all=True, append_images=pages[1:])
+    with pytest.raises(DataError, match=r"0\.tif: expected one picture, got 2 pages"):
+        load_images(tmp_path)
+
+
+def test_groups_may_be_names_of_patients() -> None:
+    images, labels = np.zeros((4, 1, 4, 4)), [0, 1, 0, 1]
+    names = np.array(["p7", "p2", "p7", "p10"], dtype=object)
+    data = LabelledImages(images=images, labels=labels, groups=names)
+    assert data.group_ids.tolist() == [2, 1, 2, 0]
+    assert data.group_ids.dtype == np.int64
+    assert LabelledImages(images=images, labels=labels, groups=[3, 3, 4, 5]).group_ids.tolist() == [3, 3, 4, 5]
+    for wrong in (["p1", None, "p2", "p3"], [0.5, 1.0, 2.0, 3.0]):
+        with pytest.raises(DataError, match="groups: expected whole numbers or text"):
+            LabelledImages(images=images, labels=labels, groups=np.array(wrong, dtype=object))
+
+
 def test_undivided_images_have_no_val_split(tmp_path: Path) -> None:
     """Else images to compare with would be those that were trained on."""
     _pictures(tmp_path / "folder", benign=10, malignant=20)
@@ -51,7 +74,7 @@ def test_undivided_images_have_no_val_split(tmp_path: Path) -> None:
             load_images(tmp_path / name, "val")
     np.savez(tmp_path / "both.npz", images=np.zeros((2, 4, 4)), labels=[0, 1], train_images=np.ones((3, 4, 4)), train_labels=[0, 1, 1])
     assert len(load_images(tmp_path / "both.npz")) == 3
-    with pytest.raises(DataError, match="both.npz: expected arrays 'val_images' and 'val_labels', got only train"):
+    with pytest.raises(DataError, match=r"both\.npz: expected arrays 'val_images' and 'val_labels', got only train"):
         load_images(tmp_path / "both.npz", "val")
 
 

@@ -156,10 +156,13 @@ def _listed(folder: Path) -> list[Path]:
 def _read_picture(file: Path) -> npt.NDArray[np.float32]:
     try:
         with Image.open(file) as picture:
-            grey = picture.mode in ("1", "L", "I;16", "I", "F")
+            pages = getattr(picture, "n_frames", 1) if picture.format == "TIFF" else 1
+            grey = picture.mode in ("1", "L", "I", "F") or picture.mode.startswith("I;16")
             array = np.asarray(picture if grey else picture.convert("RGB"))
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{file}: expected an image, but it cannot be read ({error})") from error
+    if pages > 1:
+        raise DataError(f"{file}: expected one picture, got {pages} pages; give volumes as an .npz archive, or one page a file")
     if array.dtype.kind == "b":
         return array[None].astype(np.float32)
     if array.dtype == np.int32:  # Pillow's mode "I" holds 16-bit pictures in 32 bits

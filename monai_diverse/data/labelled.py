@@ -25,7 +25,8 @@ class LabelledImages:
     Attributes:
         images: float32 (n, channels, *spatial) in [0, 1].
         labels: int64 (n,), classes 0..K-1.
-        groups: int64 (n,); equal for images of one patient, or for near-duplicates. None: every image its own.
+        groups: int64 (n,); equal for images of one patient, or for near-duplicates; names of patients are numbered in alphabetical order. None:
+            every image its own.
     """
 
     images: FloatArray
@@ -35,8 +36,8 @@ class LabelledImages:
     def __post_init__(self) -> None:
         object.__setattr__(self, "images", check_images(self.images))
         object.__setattr__(self, "labels", check_labels(self.labels, len(self.images)))
-        if self.groups is not None and np.shape(self.groups) != (len(self.images),):
-            raise DataError(f"groups: expected shape ({len(self.images)},), one an image, got {np.shape(self.groups)}")
+        if self.groups is not None:
+            object.__setattr__(self, "groups", check_groups(self.groups, len(self.images)))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -117,6 +118,27 @@ def check_labels(labels: npt.ArrayLike, count: int, classes: int | None = None, 
     if classes is not None and count and result.max() >= classes:
         raise DataError(f"{name}: expected classes 0..{classes - 1}, got {result.max()}")
     return result
+
+
+def check_groups(groups: npt.ArrayLike, count: int, name: str = "groups") -> IntArray:
+    """Checks group numbers, or names of patients, and returns numbers: int64 of shape (count,).
+
+    Args:
+        groups: (count,), whole numbers or text.
+        count: how many images there are.
+        name: how the message calls the array.
+
+    Raises:
+        DataError: wrong shape, or neither numbers nor text.
+    """
+    array = np.asarray(groups)
+    if array.shape != (count,):
+        raise DataError(f"{name}: expected shape ({count},), one an image, got {array.shape}")
+    if array.dtype.kind in "iu":
+        return array.astype(np.int64)
+    if not all(isinstance(value, str | int | np.integer) for value in array.tolist()):
+        raise DataError(f"{name}: expected whole numbers or text, one an image, got {array.dtype}; is one missing?")
+    return np.unique(array.astype(str), return_inverse=True)[1].astype(np.int64)
 
 
 def require_every_class(labels: IntArray, classes: int, what: str) -> None:
