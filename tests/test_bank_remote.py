@@ -367,6 +367,16 @@ def test_an_audit_beside_a_bank_travels(tmp_path, memory):
     assert audit_of(bank) is None
 
 
+def test_what_is_linked_from_elsewhere_does_not_travel(tmp_path, memory):
+    local = grown(tmp_path / "bank", samples(COUNT))
+    (tmp_path / "secret").write_text("not for others")
+    for name in ("audit.json", "datasheet.md"):
+        (local.path / name).unlink(missing_ok=True)
+        (local.path / name).symlink_to(tmp_path / "secret")
+    copy_bank(local, memory)
+    assert not {"audit.json", "datasheet.md"} & set(files_in(memory))
+
+
 # --- copying
 
 

@@ -120,7 +120,7 @@ class LocalFolder:
     def beside(self, name: str) -> Path | None:
         """See `BankFolder`."""
         path = self.path / name
-        return path if path.is_file() else None
+        return path if _is_in(path, self.path.resolve()) else None
 
     @contextlib.contextmanager
     def anew(self) -> Iterator[BankFolder]:

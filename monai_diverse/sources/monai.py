@@ -253,11 +253,14 @@ def _clip(trained: TrainedWith, output_range: tuple[float, float]) -> tuple[floa
 
 
 def _identity(module: nn.Module) -> str:
-    """SHA-256 over the weights, and over all plain numbers and names in the modules: two attention heads and four have equal weights."""
+    """SHA-256 over the weights, and over all plain numbers and names in the modules: two attention heads and four have equal weights.
+
+    Not over how they compute the same: flash attention is for GPUs alone, and a device is no part of what a source is.
+    """
     plain = {
         f"{path}.{key}": repr(value)
         for path, part in module.named_modules()
         for key, value in vars(part).items()
-        if isinstance(value, (bool, int, float, str)) and not key.startswith("_") and key != "training"
+        if isinstance(value, (bool, int, float, str)) and not key.startswith("_") and key not in ("training", "use_flash_attention")
     }
     return fingerprint_of([type(module).__name__, hash_of_tensors(module.state_dict()), plain])

@@ -128,9 +128,12 @@ def _step(state: TrainingState, network: nn.Module, team: Team, batch: Batch, co
     for group in state.optimizer.param_groups:
         group["lr"] = config.learning_rate * min(1.0, (state.step + 1) / max(1, config.warmup))
     own = team.part_of(batch).to(config.device)
-    with torch.random.fork_rng(devices=[]):
-        # dropout draws from the global state, restored on leaving
-        torch.default_generator.manual_seed(generator_for(config.seed, 2, state.step).initial_seed() + team.rank)
+    device = torch.device(config.device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        # dropout draws from the device's global state, restored on leaving
+        (torch.cuda if device.type == "cuda" else torch.default_generator).manual_seed(
+            generator_for(config.seed, 2, state.step).initial_seed() + team.rank
+        )
         loss = team.mean_loss(own.loss(network), len(batch))
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
