@@ -10,11 +10,12 @@ import numpy as np
 import torch
 
 from monai_diverse.bank import BankHeader
-from monai_diverse.data import FloatArray, IntArray, LabelledImages, label_shares, require_every_class
+from monai_diverse.data import FloatArray, IntArray, LabelledImages, class_names, label_shares, require_every_class
 from monai_diverse.errors import DataError, RecipeError
 from monai_diverse.recipe import Component, Recipe
 from monai_diverse.sampling import Guide
 from monai_diverse.screening import FittedScreen, NoveltyScreen
+from monai_diverse.screening.control_cases import near_known, require_unseen
 from monai_diverse.sources import SampleSource
 from monai_diverse.storage import fingerprint_of
 
@@ -31,7 +32,7 @@ class Job:
         guide_settings: what the guide was fitted with, in words.
         label_shares: (classes,) probabilities with which classes are drawn.
         data_hashes: by part, for the fingerprint.
-        control: yield of held-out real images under the same screen; None if the recipe has none.
+        control: yield of held-out real images under the same screen, near-duplicates of known ones left out; None if the recipe has none.
         real: the real images by part.
     """
 
@@ -51,7 +52,7 @@ class Job:
 
         Raises:
             RecipeError: a component that is not what its place needs.
-            DataError: images that do not fit the model, an empty class.
+            DataError: images that do not fit the model, an empty class, control images that are known.
         """
         source = recipe.source.build(recipe.folder, recipe.allow)
         screen = recipe.screen.build(recipe.folder, recipe.allow)
@@ -69,7 +70,7 @@ class Job:
             guide_settings=_in_words(settings),
             label_shares=label_shares(recipe.labels, fitted.real.reference.labels, source.classes),
             data_hashes={name: images.sha256() for name, images in real.items()},
-            control=fitted.yield_of(real["control"]).as_json() if "control" in real else None,
+            control=_control(fitted, real["control"], recipe) if "control" in real else None,
             real=real,
         )
 
@@ -147,9 +148,29 @@ def _real_images(recipe: Recipe, source: SampleSource) -> dict[str, LabelledImag
     real = {name: choice.load(recipe.folder) for name, choice in choices.items() if choice is not None}
     for name, images in real.items():
         _require_fit(source, images, name)
+    _require_one_naming({name: class_names(recipe.folder / choice.path) for name, choice in choices.items() if choice is not None}, source)
     if source.mirrored and recipe.generator_train is not None and not recipe.generator_train.mirrored:
         raise RecipeError("generator_train: expected mirrored: true, since the model was trained on mirrored images too and may copy those")
     return real
+
+
+def _require_one_naming(folders: dict[str, tuple[str, ...]], source: SampleSource) -> None:
+    """Folders number their classes by name; a model that knows the same names in another order numbers them otherwise."""
+    named = {part: names for part, names in folders.items() if names}
+    said = "; ".join(f"{part}: {', '.join(names)}" for part, names in named.items())
+    if len(set(named.values())) > 1:
+        raise DataError(f"recipe: expected folders with the same classes, since their order numbers them, got {said}")
+    for names in named.values():
+        if names != source.class_names and sorted(names) == sorted(source.class_names):
+            raise DataError(f"recipe: expected classes in the source's order, {', '.join(source.class_names)}, got {said}; number them alike")
+
+
+def _control(screen: FittedScreen, control: LabelledImages, recipe: Recipe) -> dict[str, Any]:
+    require_unseen(screen, control, "control")
+    near = near_known(screen, control, None if recipe.control is None else recipe.control.repeats)
+    if near.all():
+        raise DataError("control: expected images that do not nearly repeat known ones, got such alone; take others, or leave it out")
+    return screen.yield_of(control[~near]).as_json() | {"near_known": int(near.sum())}
 
 
 def _fit_guide(settings: Any, recipe: Recipe, source: SampleSource, real: dict[str, LabelledImages]) -> Guide | None:

@@ -19,6 +19,8 @@ from monai_diverse.storage import fingerprint_of, read_json, sha256_of
 ALLOWED_PACKAGES = ("monai_diverse",)
 PATH_ARGUMENTS = ("folder", "path", "bundle_dir", "embeddings", "text_encoder")
 BUILTIN = "builtin"
+EXACT = 1 - 1e-6
+"""Correlation of images that repeat one another up to rounding."""
 DIVERSE = "diverse"
 
 
@@ -85,7 +87,11 @@ class DataChoice:
         split_file: JSON with lists of indices, as `monai-diverse train` writes; for `builtin` the shipped one.
         part: the list in `split_file` to take; None for the whole split.
         mirrored: add each image mirrored left-right: for what a generator saw that was trained with mirroring.
-        twin_correlation: images whose pixels correlate above this count as one group.
+        twin_correlation: images whose pixels correlate above this count as one group, directly or through others. None: each is its own, for
+            images that are alike without being repeats, such as aligned slices.
+
+    Raises:
+        RecipeError: values that cannot be meant.
     """
 
     path: str
@@ -93,14 +99,24 @@ class DataChoice:
     split_file: str | None = None
     part: str | None = None
     mirrored: bool = False
-    twin_correlation: float = 0.95
+    twin_correlation: float | None = 0.95
 
     def __post_init__(self) -> None:
         for name in ("path", "split"):
             if not isinstance(getattr(self, name), str):
                 raise RecipeError(f"{name}: expected text, got {getattr(self, name)!r}")
+        if not isinstance(self.mirrored, bool):
+            raise RecipeError(f"mirrored: expected true or false, got {self.mirrored!r}")
+        correlation = self.twin_correlation
+        if correlation is not None and not (isinstance(correlation, int | float) and 0 < correlation < 1):
+            raise RecipeError(f"twin_correlation: expected between 0 and 1, or null, got {correlation!r}")
         if self.part is not None and self.split != "train":
             raise RecipeError(f"part {self.part!r}: expected split train, whose indices split files list, got {self.split!r}")
+
+    @property
+    def repeats(self) -> float:
+        """From which correlation on an image repeats another; nearly 1 where images are not grouped."""
+        return EXACT if self.twin_correlation is None else self.twin_correlation
 
     def load(self, folder: Path) -> LabelledImages:
         """Reads the images, with groups of near-duplicates.
@@ -110,14 +126,15 @@ class DataChoice:
         """
         data = load_images(DATA if self.path == BUILTIN else folder / self.path, self.split)
         if self.part is not None:
-            data = data[self._indices(folder, len(data))]
+            data = data[self._indices(folder, data)]
         images, labels = data.images, data.labels
-        groups = near_duplicate_groups(images, self.twin_correlation)
+        correlation = self.twin_correlation
+        groups = np.arange(len(images), dtype=np.int64) if correlation is None else near_duplicate_groups(images, correlation)
         if self.mirrored:
             images, labels, groups = np.concatenate([images, images[..., ::-1]]), np.tile(labels, 2), np.tile(groups, 2)
         return LabelledImages(images=images, labels=labels, groups=groups)
 
-    def _indices(self, folder: Path, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def _indices(self, folder: Path, images: LabelledImages) -> np.ndarray[Any, np.dtype[np.int64]]:
         if self.path != BUILTIN and self.split_file is None:
             raise RecipeError(f"{self.path}: part {self.part!r} needs split_file, the JSON that lists it")
         file = ASSETS / "split.json" if self.split_file is None else folder / self.split_file
@@ -128,9 +145,10 @@ class DataChoice:
             raise DataError(f"{file}: expected a list of indices {self.part!r}, got {', '.join(content)}") from error
         except (ValueError, TypeError, OverflowError) as error:
             raise DataError(f"{file}: {self.part}: expected a list of indices, got what cannot be one ({error})") from error
-        data = DATA if self.path == BUILTIN else folder / self.path
-        if data.is_file() and content.get("data_sha256", sha256_of(data)) != sha256_of(data):
-            raise DataError(f"{file}: lists images of another file than {data}; use the file that the model was trained on")
+        data, count = DATA if self.path == BUILTIN else folder / self.path, len(images)
+        held = sha256_of(data) if data.is_file() else images.sha256()
+        if content.get("data_sha256", held) != held:
+            raise DataError(f"{file}: lists images of other data than {data} holds now; use what the model was trained on, none added or left out")
         if not len(indices) or indices.min() < 0 or indices.max() >= count:
             raise DataError(f"{file}: {self.part}: expected indices 0..{count - 1}, got {len(indices)} of them; is it the split of other data?")
         return indices

@@ -6,14 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.spatial.distance import cdist
 
 from monai_diverse import Recipe, SampleBank, grow
+from monai_diverse.cli.grow import _warn_of_large_groups
+from monai_diverse.data import LabelledImages
 from monai_diverse.errors import BankError, BankMismatchError, DataError, RecipeError, StorageError
 from monai_diverse.features import PixelFeatures
 from monai_diverse.growth import grow_steps
-from monai_diverse.job import Job
-from monai_diverse.recipe import Component
+from monai_diverse.job import Job, _require_one_naming
+from monai_diverse.recipe import Component, DataChoice
 from monai_diverse.sampling import EarlyChoice
 
 
@@ -150,6 +153,51 @@ def test_control_stands_beside_the_yield(recipe: Recipe, tmp_path: Path, blob_fi
     assert bank.progress["control"]["drawn"] == 40
     assert bank.progress["stopped"] == "size"
     assert Job.prepare(recipe).control is None
+
+
+def test_a_control_that_is_known_is_refused_and_near_duplicates_are_left_out(recipe: Recipe, tmp_path: Path, blob_file: Path) -> None:
+    with pytest.raises(DataError, match=r"control: expected images that calibration does not hold, got .* in both"):
+        Job.prepare(replace(recipe, control=recipe.calibration))
+    stored = np.load(blob_file)
+    for name, known in (("some", 10), ("all", 20)):
+        near = np.clip(stored["train_images"][:known].astype(int), 1, 254) + 1
+        fresh = np.random.default_rng(0).integers(0, 256, (20 - known, 8, 8))
+        np.savez(tmp_path / f"{name}.npz", images=np.concatenate([near, fresh]).astype(np.uint8), labels=np.arange(20) % 2)
+    control = DataChoice(path=str(tmp_path / "some.npz"), twin_correlation=0.999)
+    found = Job.prepare(replace(recipe, control=control)).control
+    assert found is not None
+    assert (found["drawn"], found["near_known"]) == (10, 10)
+    with pytest.raises(DataError, match="control: expected images that do not nearly repeat known ones"):
+        Job.prepare(replace(recipe, control=replace(control, path=str(tmp_path / "all.npz"))))
+
+
+def test_classes_that_are_numbered_otherwise_are_refused(recipe: Recipe, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+
+    def folder(name: str, *classes: str) -> DataChoice:
+        for label in classes:
+            (tmp_path / name / label).mkdir(parents=True)
+            for number in range(20):
+                Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(tmp_path / name / label / f"{number}.png")
+        return DataChoice(path=str(tmp_path / name))
+
+    ours, others = folder("ours", "benign", "malignant"), folder("others", "malignant", "normal")
+    with pytest.raises(DataError, match=r"folders with the same classes, .*reference: benign, malignant; calibration: malignant, normal"):
+        Job.prepare(replace(recipe, reference=ours, calibration=others))
+    swapped = replace(recipe.source, target="monai_diverse.FolderSource", arguments={"folder": str(tmp_path / "ours")})
+    source = swapped.build(tmp_path)
+    _require_one_naming({"reference": ("benign", "malignant"), "calibration": ()}, source)
+    with pytest.raises(DataError, match="classes in the source's order, benign, malignant, got reference: malignant, benign"):
+        _require_one_naming({"reference": ("malignant", "benign")}, source)
+
+
+@pytest.mark.parametrize(("largest", "said"), [(40, False), (60, True)])
+def test_grow_warns_of_a_set_of_which_much_is_one_group(recipe: Recipe, largest: int, said: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    groups = np.r_[np.zeros(largest, np.int64), np.arange(1, 501 - largest)]
+    many = LabelledImages(images=np.zeros((500, 1, 8, 8)), labels=np.arange(500) % 2, groups=groups)
+    job = Job.prepare(recipe)
+    _warn_of_large_groups(replace(job, real={"reference": many}))
+    assert (f"warning: reference: {largest} of 500 images are one group" in capsys.readouterr().err) == said
 
 
 def test_model_trained_on_mirrored_images_needs_a_mirrored_copy_gate(recipe: Recipe) -> None:

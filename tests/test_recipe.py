@@ -5,10 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from monai_diverse import NoveltyScreen, Recipe
 from monai_diverse.errors import DataError, RecipeError
 from monai_diverse.recipe import Component, DataChoice
+from monai_diverse.training import TrainConfig, prepare
 
 
 def test_yaml_round_trip(recipe_file: Path, tmp_path: Path) -> None:
@@ -59,6 +61,8 @@ def _edited(file: Path, **changes: object) -> Path:
         ({"reference": None, "generator_train": None}, "reference: expected images that the user has, or generator_train"),
         ({"reference": {"path": 3}}, "path: expected text"),
         ({"calibration": {"path": "builtin", "part": "calibration", "split": "val"}}, "expected split train"),
+        ({"calibration": {"path": "builtin", "twin_correlation": 0}}, "twin_correlation: expected between 0 and 1, or null, got 0"),
+        ({"calibration": {"path": "builtin", "mirrored": "false"}}, "mirrored: expected true or false, got 'false'"),
         ({"source": {"target": 5}}, "target: expected the dotted path"),
         ({"source": {"target": "monai_diverse.BuiltinSource", "arguments": [1]}}, "arguments: expected a mapping"),
         ({"max_evaluations": None}, "max_evaluations: expected a whole number"),
@@ -129,8 +133,29 @@ def test_data_parts(tiny_model: Path, blob_file: Path) -> None:
 def test_split_of_other_data_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.npz"
     np.savez(other, images=np.random.default_rng(0).random((150, 8, 8)), labels=np.arange(150) % 2)
-    with pytest.raises(DataError, match="another file"):
+    with pytest.raises(DataError, match="lists images of other data than"):
         DataChoice(path=str(other), split_file=str(tiny_model / "split.json"), part="calibration").load(tmp_path)
+
+
+def test_a_folder_that_changed_since_its_split_is_refused(tmp_path: Path) -> None:
+    """Indices are places in a sorted listing: one more picture moves all after it."""
+    rng = np.random.default_rng(0)
+    for name in ("benign", "malignant"):
+        (tmp_path / "real" / name).mkdir(parents=True)
+        for number in range(1, 21):
+            Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(tmp_path / "real" / name / f"{number:02}.png")
+    (tmp_path / "split.json").write_text(json.dumps(prepare(tmp_path / "real", TrainConfig()).split))
+    chosen = DataChoice(path="real", split_file="split.json", part="calibration")
+    assert len(chosen.load(tmp_path)) > 0
+    Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(tmp_path / "real" / "benign" / "00.png")
+    with pytest.raises(DataError, match=r"lists images of other data than .*real holds now"):
+        chosen.load(tmp_path)
+
+
+def test_groups_can_be_left_out(blob_file: Path, tmp_path: Path) -> None:
+    grouped = DataChoice(path=str(blob_file), twin_correlation=0.5).load(tmp_path)
+    assert len(np.unique(grouped.group_ids)) < len(grouped)
+    np.testing.assert_array_equal(DataChoice(path=str(blob_file), twin_correlation=None).load(tmp_path).groups, np.arange(len(grouped)))
 
 
 def test_paths_start_at_the_recipe(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -234,6 +234,11 @@ def test_images_without_groups_are_grouped_by_near_duplicates() -> None:
         NoveltyScreen(twin_correlation=1.5)
 
 
+def test_a_gate_given_as_a_mapping_is_explained() -> None:
+    with pytest.raises(RecipeError, match=r"novelty: expected a gate, got \{'alpha': 0.1\}; in a recipe write target"):
+        NoveltyScreen(novelty={"alpha": 0.1})  # type: ignore[arg-type]
+
+
 def _blank(data: LabelledImages) -> Views:
     """Views for gates that look at images alone."""
     none = np.zeros((len(data), 1), np.float32)

@@ -69,7 +69,7 @@ def refit(bank: SampleBank, *, recipe: Path | None, folder: Path | None, allow: 
     real = {name: choice.load(chosen.folder) for name, choice in choices.items()}
     unseen = real.pop("control")
     screen = settings.fit(real.get("reference"), real["calibration"], real.get("generator_train"))
-    return Refit(screen=screen, unseen=unseen, twin_correlation=chosen.control.twin_correlation, differs=_differences(bank, screen))
+    return Refit(screen=screen, unseen=unseen, twin_correlation=chosen.control.repeats, differs=_differences(bank, screen))
 
 
 def judge_bank(bank: SampleBank, found: Refit, *, other: Path | None, count: int, seed: int) -> Controls:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 from tqdm import tqdm
 
@@ -21,6 +22,9 @@ from monai_diverse.job import Job
 from monai_diverse.recipe import Recipe
 from monai_diverse.storage import read_json, write_json
 from monai_diverse.tuning import best, pilots, with_strength
+
+LARGE_GROUP = 0.1
+"""Share of a set that is one group of near-duplicates from which on `grow` warns."""
 
 
 @app.command("grow")
@@ -47,6 +51,7 @@ def command(
         chosen = with_strength(chosen, _tuned_strength(chosen, out, tune_evaluations, resume))
     crew = _crew(chosen, devices, ray, workers)
     job = Job.prepare(chosen)
+    _warn_of_large_groups(job)
     for progress in show_progress("grow", job, out, resume=resume, workers=crew):
         last = progress
     bank = SampleBank.open(out)
@@ -56,6 +61,18 @@ def command(
         typer.echo(json.dumps(found | {"rejections": last.rejections, "seconds": last.seconds}))
         return
     typer.echo(f"{len(bank)} samples in {out} (of {last.drawn} drawn, {last.nfe} network evaluations); monai-diverse inspect {out} says more")
+
+
+def _warn_of_large_groups(job: Job) -> None:
+    """Images that are aligned correlate without being repeats; as one group they would be compared with no other."""
+    for name, images in job.real.items():
+        largest = int(np.unique(images.group_ids, return_counts=True)[1].max())
+        if largest > max(LARGE_GROUP * len(images), 20):
+            typer.echo(
+                f"warning: {name}: {largest} of {len(images)} images are one group of near-duplicates and count as one patient. If they are merely"
+                " alike, as aligned slices are, give that part of the recipe a higher twin_correlation, or null",
+                err=True,
+            )
 
 
 def _warn_of_lacking_classes(job: Job, bank: SampleBank) -> None:

@@ -128,8 +128,8 @@ def groups_needed(level: float, *, reaching: bool) -> int:
 def require_groups(conformal: ClassConformal, needed: int, what: str) -> None:
     """Raises DataError if some category has too few calibration groups for its p-values to reach the level."""
     if conformal.smallest < needed:
-        found = f"expected at least {needed} calibration images (or patients), got {conformal.smallest}"
-        raise DataError(f"{what}: {found}; set more aside, or choose a larger alpha or level")
+        found = f"expected at least {needed} calibration images (or patients), near-duplicates counting as one, got {conformal.smallest}"
+        raise DataError(f"{what}: {found}; set more aside, choose a larger alpha or level, or twin_correlation if they are merely alike")
 
 
 def calibration_limit(values: npt.ArrayLike, share: float, groups: IntArray | None = None) -> float:

@@ -196,16 +196,16 @@ def _random(seed: int, name: str, number: int = 0) -> np.random.Generator:
     return np.random.default_rng([seed, number, *name.encode()])
 
 
-def require_unseen(screen: FittedScreen, unseen: LabelledImages) -> None:
+def require_unseen(screen: FittedScreen, unseen: LabelledImages, name: str = "unseen") -> None:
     """Raises DataError if images are not of the screen's shape, or if it was fitted on one of them, pixel for pixel."""
     if not len(screen.real.reference):
         raise DataError("controls: expected the screen as it was fitted, got one for judging alone, which does not know what is unseen")
     shape = screen.embedding.shape
     if unseen.images.shape[1:] != shape:
-        raise DataError(f"unseen: expected shape (n, {', '.join(map(str, shape))}) as the reference, got {unseen.images.shape}; resize them")
+        raise DataError(f"{name}: expected shape (n, {', '.join(map(str, shape))}) as the reference, got {unseen.images.shape}; resize them")
     content = {image.tobytes() for image in unseen.images}
-    for name, views in _known(screen):
+    for known, views in _known(screen):
         held = {key for key in (image.tobytes() for image in views.images) if key in content}
         shared = sum(image.tobytes() in held for image in unseen.images)
         if shared:
-            raise DataError(f"unseen: expected images that {name} does not hold, got {shared} in both; take another split")
+            raise DataError(f"{name}: expected images that {known} does not hold, got {shared} in both; take another split")

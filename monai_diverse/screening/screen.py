@@ -79,6 +79,8 @@ class NoveltyScreen:
         if self.twin_correlation is not None:
             check_level("twin_correlation", self.twin_correlation)
         for gate, reason in zip(self.gates, REASONS, strict=True):
+            if not isinstance(gate, Gate):
+                raise RecipeError(f"{reason}: expected a gate, got {gate!r}; in a recipe write target: with its class, and arguments:")
             if gate.reason != reason:
                 raise RecipeError(f"gates: expected one with reason '{reason}', got {type(gate).__name__} with reason '{gate.reason}'")
 
