@@ -78,8 +78,13 @@ def test_large_images_are_noised_more() -> None:
 
 
 def test_a_model_that_changes_nothing_cannot_be_calibrated() -> None:
-    with pytest.raises(RecipeError, match="stay close to where they start"):
+    with pytest.raises(RecipeError, match="expected branches that move, got none up to a noise-to-signal ratio of 80"):
         _fitted().calibrated(lambda images, labels, seeds, sigma, pace: images)
+
+
+def test_where_no_branch_goes_far_enough_the_strongest_noise_is_taken() -> None:
+    with pytest.warns(UserWarning, match="no noise takes branches as far as distance 3, so the strongest is used"):
+        assert _fitted(distance=3.0).calibrated(_renoise).sigma == SIGMAS[-1]
 
 
 def test_parents_are_class_mates_and_follow_from_the_seed_alone() -> None:

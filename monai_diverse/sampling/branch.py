@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -121,8 +122,10 @@ class FittedBranch(Guide):
     def calibrated(self, renoise: Renoise) -> FittedBranch:
         """With the least noise of a fixed grid at which half the branches are as far from where they started as wanted.
 
+        If not even the strongest takes them there, that is taken, with a warning: branches are then nearly fresh samples, and nothing lies farther.
+
         Raises:
-            RecipeError: not even strong noise takes them there.
+            RecipeError: no noise of the grid moves them, as with very few steps.
         """
         if self.sigma is not None:
             return self
@@ -131,7 +134,14 @@ class FittedBranch(Guide):
             middle = (low + high) // 2
             low, high = (low, middle) if self._reach(renoise, SIGMAS[middle]) >= self.wanted else (middle + 1, high)
         if low == len(SIGMAS):
-            raise RecipeError(f"branch: at a noise-to-signal ratio of {SIGMAS[-1]:.3g} branches still stay close to where they start; lower distance")
+            low, reached = low - 1, self._reach(renoise, SIGMAS[-1])
+            if not reached:
+                raise RecipeError(f"branch: expected branches that move, got none up to a noise-to-signal ratio of {SIGMAS[-1]:.3g}; take more steps")
+            share = self.settings.distance * reached / self.wanted
+            text = (
+                f"no noise takes branches as far as distance {self.settings.distance:g}, so the strongest is used, which goes {share:.2g}"
+            )
+            warnings.warn(f"branch: {text}; lower distance to keep more of what they start from", stacklevel=2)
         return replace(self, sigma=SIGMAS[low])
 
     def notes(self) -> dict[str, Any]:
