@@ -86,7 +86,9 @@ def check_judged(work: Path, notebook: Any) -> None:
     bank = SampleBank.open(work / "own-model-quick" / "bank")
     assert min(bank.class_counts) > 0
     assert f"yield: {len(bank)} of {bank.progress['drawn']} drawn" in text
-    assert f"unseen real images under the same screen: {bank.progress['control']['accepted']} of 78" in text
+    control = bank.progress["control"]
+    assert control["drawn"] + control["near_known"] == 78
+    assert f"unseen real images under the same screen: {control['accepted']} of {control['drawn']}" in text
     for control in ("generated", "unseen real", "white noise", "near-copy: blur", "wrong label"):
         assert re.search(rf"^{control} +\d+ of \d+", text, re.MULTILINE), control
     assert pictures(notebook) >= 4  # as they come, accepted, rejected for a reason or more, in the bank

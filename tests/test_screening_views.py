@@ -235,7 +235,7 @@ def test_images_without_groups_are_grouped_by_near_duplicates() -> None:
 
 
 def test_a_gate_given_as_a_mapping_is_explained() -> None:
-    with pytest.raises(RecipeError, match=r"novelty: expected a gate, got \{'alpha': 0.1\}; in a recipe write target"):
+    with pytest.raises(RecipeError, match=r"not_novel: expected a gate, got \{'alpha': 0.1\}; in a recipe write target"):
         NoveltyScreen(novelty={"alpha": 0.1})  # type: ignore[arg-type]
 
 
