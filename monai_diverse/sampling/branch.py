@@ -138,9 +138,7 @@ class FittedBranch(Guide):
             if not reached:
                 raise RecipeError(f"branch: expected branches that move, got none up to a noise-to-signal ratio of {SIGMAS[-1]:.3g}; take more steps")
             share = self.settings.distance * reached / self.wanted
-            text = (
-                f"no noise takes branches as far as distance {self.settings.distance:g}, so the strongest is used, which goes {share:.3g}"
-            )
+            text = f"no noise takes branches as far as distance {self.settings.distance:g}, so the strongest is used, which goes {share:.3g}"
             warnings.warn(f"branch: {text}; lower distance to keep more of what they start from", stacklevel=2)
         return replace(self, sigma=SIGMAS[low])
 
