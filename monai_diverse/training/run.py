@@ -131,9 +131,12 @@ def _step(state: TrainingState, network: nn.Module, team: Team, batch: Batch, co
     device = torch.device(config.device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         # dropout draws from the device's global state, restored on leaving
-        (torch.cuda if device.type == "cuda" else torch.default_generator).manual_seed(
-            generator_for(config.seed, 2, state.step).initial_seed() + team.rank
-        )
+        seed = generator_for(config.seed, 2, state.step).initial_seed() + team.rank
+        if device.type == "cuda":
+            with torch.cuda.device(device):  # else that of the first GPU would be seeded
+                torch.cuda.manual_seed(seed)
+        else:
+            torch.default_generator.manual_seed(seed)
         loss = team.mean_loss(own.loss(network), len(batch))
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
