@@ -26,11 +26,12 @@ from unseen import unseen_extractor
 from yield_summary import as_markdown, bars, summarised
 
 from monai_diverse import __version__
+from monai_diverse.components import Component
 from monai_diverse.data import LabelledImages, near_duplicate_groups
 from monai_diverse.growth import rehearse
 from monai_diverse.information import vendi_score
 from monai_diverse.job import Job
-from monai_diverse.recipe import Component, DataChoice, Recipe
+from monai_diverse.recipe import DataChoice, Recipe
 from monai_diverse.report.provenance import describe_environment
 from monai_diverse.sampling import Shield
 from monai_diverse.screening import FittedScreen, NoveltyScreen

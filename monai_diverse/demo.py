@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from monai_diverse.bank import SampleBank
+from monai_diverse.components import Component
 from monai_diverse.data import FloatArray, IntArray, LabelledImages
 from monai_diverse.datasheet import AUDIT, read_audit
 from monai_diverse.growth import grow_steps
 from monai_diverse.information import LabelledFeatures, describe_information
 from monai_diverse.job import Job, as_stored, to_model
-from monai_diverse.recipe import BUILTIN, Component, DataChoice, Recipe
+from monai_diverse.recipe import BUILTIN, DataChoice, Recipe
 from monai_diverse.report import Borderline, FeatureMap, Pictures, write_report
 from monai_diverse.report.provenance import describe_environment
 from monai_diverse.screening import FittedScreen, Views, Yield

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from monai_diverse.bank import BankHeader
+from monai_diverse.components import Component
 from monai_diverse.data import FloatArray, IntArray, LabelledImages, class_names, label_shares, require_every_class
 from monai_diverse.errors import DataError, RecipeError
-from monai_diverse.recipe import Component, Recipe
+from monai_diverse.recipe import Recipe
 from monai_diverse.sampling import Guide
 from monai_diverse.screening import FittedScreen, NoveltyScreen
 from monai_diverse.screening.control_cases import near_known, require_unseen

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from monai_diverse import Recipe, grow
 from monai_diverse.cli import main
+from monai_diverse.components import Component
 from monai_diverse.errors import DataError, RecipeError
 from monai_diverse.growth import rehearse
 from monai_diverse.job import Job
-from monai_diverse.recipe import Component
 from monai_diverse.sampling import BoostAndSkip, Branch, Diverse, FittedBranch, Shield, Together, branch
 from monai_diverse.sampling.branch import SIGMAS
 from monai_diverse.screening import Yield

@@ -14,8 +14,8 @@ from monai.bundle import ConfigParser
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from monai_diverse.components import Component
 from monai_diverse.errors import DataError, MissingExtraError, RecipeError
-from monai_diverse.recipe import Component
 from monai_diverse.sampling import ClassifierFree
 from monai_diverse.sampling.loop import initial_noise
 from monai_diverse.sources.bundle import BundleSource

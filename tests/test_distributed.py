@@ -18,12 +18,12 @@ from monai_diverse import Processes, RayActors, Recipe, SampleBank, grow
 from monai_diverse.batches import Accepted, Drawn, Here, Order, guide_of
 from monai_diverse.cli import main
 from monai_diverse.cli.main import app
+from monai_diverse.components import Component
 from monai_diverse.distributed.pool import Pool
 from monai_diverse.distributed.worker import READY, Commission, Failed, Reply, Task
 from monai_diverse.errors import MissingExtraError, RecipeError, WorkerError
 from monai_diverse.growth import grow_steps
 from monai_diverse.job import Job
-from monai_diverse.recipe import Component
 from monai_diverse.sampling import Guide
 from monai_diverse.threads import Threads
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 import monai_diverse
 from monai_diverse import DiffusersSource, SampleSource
-from monai_diverse.recipe import Component
+from monai_diverse.components import Component
 from monai_diverse.sampling import SCHEDULERS
 from monai_diverse.sources import RECIPES
 from monai_diverse.sources.builtin import ASSETS

@@ -9,9 +9,9 @@ from conftest import SIDE, blobs
 from PIL import Image
 
 from monai_diverse import Recipe, grow
+from monai_diverse.components import Component
 from monai_diverse.data import IntArray, LabelledImages
 from monai_diverse.errors import DataError, RecipeError
-from monai_diverse.recipe import Component
 from monai_diverse.sources.external import CallableSource, FolderSource
 from monai_diverse.testing import SourceContract
 

@@ -21,6 +21,7 @@ from scipy.spatial.distance import pdist
 from torch import Tensor, nn
 from torch.nn import functional
 
+from monai_diverse.components import Component
 from monai_diverse.data import FloatArray, LabelledImages
 from monai_diverse.errors import DataError, RecipeError, StorageError
 from monai_diverse.features import (
@@ -37,7 +38,6 @@ from monai_diverse.features import (
     Planes,
 )
 from monai_diverse.features.efficientnet import lite0_network
-from monai_diverse.recipe import Component
 from monai_diverse.sampling import Semantic
 from monai_diverse.screening import NoveltyScreen
 from monai_diverse.testing import ExtractorContract

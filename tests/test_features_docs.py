@@ -18,9 +18,9 @@ from safetensors.torch import save_file
 
 import monai_diverse.features
 from monai_diverse import NoveltyScreen
+from monai_diverse.components import Component
 from monai_diverse.features import CachedFeatures, Ensemble, FeatureExtractor
 from monai_diverse.features.medicalnet import _network
-from monai_diverse.recipe import Component
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "features.md").read_text()
 PACKAGES = ("timm", "torchvision", "torchxrayvision", "transformers")

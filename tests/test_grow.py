@@ -11,12 +11,13 @@ from scipy.spatial.distance import cdist
 
 from monai_diverse import Recipe, SampleBank, grow
 from monai_diverse.cli.grow import _warn_of_large_groups
+from monai_diverse.components import Component
 from monai_diverse.data import LabelledImages
 from monai_diverse.errors import BankError, BankMismatchError, DataError, RecipeError, StorageError
 from monai_diverse.features import PixelFeatures
 from monai_diverse.growth import grow_steps
 from monai_diverse.job import Job, _require_one_naming
-from monai_diverse.recipe import Component, DataChoice
+from monai_diverse.recipe import DataChoice
 from monai_diverse.sampling import EarlyChoice
 
 

@@ -8,8 +8,9 @@ import yaml
 from PIL import Image
 
 from monai_diverse import NoveltyScreen, Recipe
+from monai_diverse.components import Component
 from monai_diverse.errors import DataError, RecipeError
-from monai_diverse.recipe import Component, DataChoice
+from monai_diverse.recipe import DataChoice
 from monai_diverse.training import TrainConfig, prepare
 
 

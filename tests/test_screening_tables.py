@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from monai_diverse import NoveltyScreen, Processes, Recipe, grow
+from monai_diverse.components import Component
 from monai_diverse.data import FloatArray, LabelledImages, check_images, labelled
 from monai_diverse.errors import DataError, MissingExtraError
 from monai_diverse.features import Ensemble, PixelFeatures
 from monai_diverse.information import InformationGain, Neighbours
 from monai_diverse.information import tables as information_tables
 from monai_diverse.job import Job
-from monai_diverse.recipe import Component
 from monai_diverse.screening import FittedScreen, NoveltyGate, OutlierGate, RelevanceGate, Verdict, relevance, tables
 from monai_diverse.screening.copies import CopyGate, _middle
 from monai_diverse.screening.profiles import foreground_share, intensity_profile, otsu_threshold, spectral_profile

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from monai_diverse.components import Component
 from monai_diverse.data import IntArray, LabelledImages
 from monai_diverse.errors import DataError
-from monai_diverse.recipe import Component, DataChoice
+from monai_diverse.recipe import DataChoice
 from monai_diverse.sources import SampleSource
 from monai_diverse.sources.builtin import ASSETS
 from monai_diverse.storage import fingerprint_of, make_folder, read_json, sha256_of, write_atomic

@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from monai_diverse.components import Component, from_mapping, read_yaml
 from monai_diverse.data import require_labels
 from monai_diverse.errors import RecipeError
-from monai_diverse.recipe import DIVERSE, Component, from_mapping, read_yaml
+from monai_diverse.recipe import DIVERSE
 from monai_diverse.storage import fingerprint_of
 from monai_diverse.study.config import ClassifierConfig
 from monai_diverse.study.selection import Selection
