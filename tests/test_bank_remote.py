@@ -438,6 +438,28 @@ def test_there_and_back_and_grown_on(tmp_path, memory):
     assert len(list(tmp_path.glob("default-cache/**/shard-*"))) == 0  # copies pass the cache by
 
 
+def test_shards_of_a_bank_that_lost_its_manifest_are_not_mixed_with_a_copy(tmp_path, memory):
+    local = grown(tmp_path / "bank", samples(COUNT))
+    lost = grown(tmp_path / "lost", samples(COUNT, seed=1), recipe_fingerprint="c" * 64)
+    copy_bank(lost, memory)
+    fsspec.filesystem("memory").rm(f"{memory.removeprefix('memory:/')}/{MANIFEST}")
+    (lost.path / MANIFEST).unlink()
+    for target, held in ((memory, len(files_in(memory))), (lost.path, len(list(lost.path.iterdir())))):
+        with pytest.raises(BankMismatchError, match=r"12 shards of another bank, which has no .* rescues"):
+            copy_bank(local, target)
+        assert len(files_in(str(target))) == held
+    copy_bank(merge([SampleBank.open(lost.path, skip_damaged=True)], tmp_path / "rescued"), tmp_path / "elsewhere")
+
+
+def test_an_interrupted_copy_of_a_bank_that_grew_meanwhile_goes_on(tmp_path):
+    all_ = samples(COUNT)
+    local = grown(tmp_path / "bank", part(all_, slice(0, 30)))
+    next(copy_steps(local, tmp_path / "copy"))  # the last shard, half full
+    with BankWriter.create_or_resume(local.path, header(), resume=True) as writer:
+        writer.append(**part(all_, slice(30, COUNT)), progress={"drawn": COUNT})
+    assert_same(copy_bank(local.path, tmp_path / "copy"), SampleBank.open(local.path))
+
+
 def test_damage_is_not_copied(tmp_path, memory):
     local = grown(tmp_path / "bank", samples(COUNT))
     flip(shards_of(local.path)[4])

@@ -57,6 +57,12 @@ def restore_indexes(folder: LocalFolder, manifest: Manifest) -> None:
                     write_atomic(folder.path / record.file, content)
 
 
+def foreign_shards(folder: BankFolder, names: Sequence[str], header: BankHeader) -> list[str]:
+    """Those of some shards that say they belong to another bank than the one with this header."""
+    described, _ = _described(folder, names, [])
+    return [shard.file for shard in described if not shard.is_of(header)]
+
+
 def _looked_at(folder: BankFolder) -> _Search:
     damages: list[str] = []
     try:
@@ -196,10 +202,14 @@ class _Described:
         header = BankHeader.from_json(stated["header"]) if "header" in stated else None
         return cls(file=file, path=path, place={name: stated.get(name) for name in ("recipe", "source")}, header=header, count=count)
 
+    def is_of(self, header: BankHeader) -> bool:
+        """Whether it belongs to the bank with that header."""
+        place = place_of(header, 0)
+        return self.place == {name: place[name] for name in self.place} and self.header in (None, header)
+
     def record_in(self, folder: BankFolder, header: BankHeader) -> ShardRecord | None:
         """The line on this shard, if it belongs to the bank with that header and is as its name says."""
-        place = place_of(header, 0)
-        if self.place != {name: place[name] for name in self.place} or self.header not in (None, header):
+        if not self.is_of(header):
             return None
         record = ShardRecord(file=self.file, sha256=sha256_of(self.path), content="", count=self.count, size=self.path.stat().st_size)
         try:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from monai_diverse.bank.contents import Contents, follows
 from monai_diverse.bank.folder import BankFolder, LocalFolder, folder_of
-from monai_diverse.bank.format import AUDIT, DATASHEET, MANIFEST
+from monai_diverse.bank.format import AUDIT, DATASHEET, MANIFEST, SHARD_NAME
 from monai_diverse.bank.lock import WriterLock
 from monai_diverse.bank.manifest import IndexRecord, Manifest, ShardRecord
+from monai_diverse.bank.salvage import foreign_shards
 from monai_diverse.bank.samples import place_of
 from monai_diverse.bank.store import SampleBank
 from monai_diverse.bank.tensors import TensorFile
@@ -66,7 +67,7 @@ def copy_bank(
 
     Raises:
         BankError: no bank at the source, one that was opened with `skip_damaged`, a place that cannot be reached, or a writer at the target.
-        BankMismatchError: another bank is at the target.
+        BankMismatchError: another bank is at the target, or the shards of one.
         BankCorruptError: the source is damaged.
         StorageError: the disk refuses.
         MissingExtraError: a URL's file system is not installed.
@@ -203,13 +204,26 @@ def _send(source: BankFolder, manifest: Manifest, record: ShardRecord | IndexRec
 
 def _before(folder: BankFolder, source: BankFolder, manifest: Manifest) -> list[str]:
     """The files of an earlier state of the bank that the new one does not name."""
-    if MANIFEST not in folder.names():
+    names = folder.names()
+    if MANIFEST not in names:
+        _require_own(folder, names, source, manifest)
         return []
     earlier = Manifest.read(folder)
     if not follows(source, earlier, manifest):
         raise BankMismatchError(f"{folder.location}: expected nothing, or an earlier state of the bank to copy, got another bank; choose another")
     kept = {record.file for record in manifest.shards}
     return [record.file for record in earlier.shards[-1:] if record.file not in kept and record.count < earlier.capacity]
+
+
+def _require_own(folder: BankFolder, names: Sequence[str], source: BankFolder, manifest: Manifest) -> None:
+    # what an interrupted copy left may go on; a bank that lost its manifest can still be rescued, and a writer would remove its shards
+    known = {record.file for record in Contents(source, manifest).records()}
+    foreign = foreign_shards(folder, [name for name in names if SHARD_NAME.fullmatch(name) and name not in known], manifest.header)
+    if foreign:
+        raise BankMismatchError(
+            f"{folder.location}: expected nothing, or what an interrupted copy left, got {len(foreign)} shards of another bank, which has no "
+            f"{MANIFEST}; choose another folder (monai-diverse merge {folder.location} --skip-damaged --out NEW rescues that bank)"
+        )
 
 
 @contextlib.contextmanager
