@@ -56,8 +56,8 @@ def write_study(out: Path, study: Mapping[str, Any]) -> Path:
     Args:
         out: folder; made if need be.
         study: the JSON of a study: name, version, regime, confidence, scored_on, data, generator, primary (what was fixed before) and cells (one
-            a size: size, real, arms; comparisons, ratios, yields, extra and seconds are shown if there), plan and environment if there. Metrics
-            and differences are shares. An interval may be [None, None], `without_twins` None.
+            a size: size, real, arms; comparisons, ratios, yields, extra and seconds are shown if there), plan, environment and seconds (of the last
+            call) if there. Metrics and differences are shares. An interval may be [None, None], `without_twins` None.
 
     Returns:
         The page's path.
@@ -153,7 +153,7 @@ def _render(study: Mapping[str, Any], figures: Mapping[str, str]) -> str:
         verdict=verdict_in_words(study),
         regime=regime_in_words(study),
         level=level_of(study),
-        about=[duration(study["seconds"])] if study.get("seconds") is not None else [],
+        about=[f"{duration(study['seconds'])} since it was last begun or resumed"] if study.get("seconds") is not None else [],
         bars=[bar_in_words(cell, study) for cell in cells if primary_of(cell) or cell.get("untested")],
         beside=[beside_in_words(cell, study) for cell in cells],
         primary=[primary_of(cell) for cell in cells],
