@@ -561,12 +561,23 @@ def test_sweeps_show_validation_and_test_and_the_chosen_ratio() -> None:
 def test_recalls_have_a_panel_a_class_and_size_and_a_row_an_arm() -> None:
     found = study()
     panels = recalls_figure(found).axes
-    assert [panel.get_title().split(", 1")[0] for panel in panels] == ["malignant", "malignant", "normal, benign", "normal, benign"]
+    assert [panel.get_title().split("\n")[0] for panel in panels] == ["malignant", "malignant", "normal, benign", "normal, benign"]
     for panel, (number, each) in zip(panels, itertools.product((0, 1), found["cells"]), strict=True):
         assert [line.get_xdata()[0] for line in dots(panel)] == [100 * row["metrics"][f"recall_{number}"]["mean"] for row in each["arms"]]
         assert len(panel.get_lines()) == 2 * len(each["arms"])
     many = study(data=found["data"] | {"class_names": [f"class {number}" for number in range(MAX_CLASSES + 3)]})
     assert len(recalls_figure(many).axes) == 2 * MAX_CLASSES
+
+
+def test_titles_of_recalls_do_not_run_into_one_another() -> None:
+    long = "atelectasis with consolidation and pleural effusion"
+    data = study()["data"] | {"class_names": [long, "normal or benign"]}
+    figure = recalls_figure(study(cells=[cell(size) for size in (0.1, 0.25, 1.0)], data=data))
+    figure.canvas.draw()
+    titles = [panel.title.get_window_extent() for panel in figure.axes]
+    assert len(titles) == 6
+    for left, right in itertools.combinations(titles, 2):
+        assert not left.overlaps(right)
 
 
 def test_panels_of_a_size_without_a_bank_say_so() -> None:

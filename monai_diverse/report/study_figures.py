@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +43,8 @@ MAX_CLASSES = 12
 """Classes whose recall is drawn."""
 WIDE = 3
 """Sizes side by side; more go below."""
+TITLE_WIDTH = 34
+"""Characters of a class's name on a line above one of so many panels."""
 
 
 @dataclass(frozen=True)
@@ -138,14 +141,15 @@ def recalls_figure(study: Mapping[str, Any]) -> Figure:
         study: see `write_study`.
     """
     names, arms = study["data"]["class_names"][:MAX_CLASSES], _arms(study)
-    figure, panels = _panels(study, len(names), 0.25 * len(arms) + 0.55)
+    figure, panels = _panels(study, len(names), 0.25 * len(arms) + 0.7)
     for number, (name, band) in enumerate(zip(names, panels, strict=True)):
         for cell, panel in zip(study["cells"], band, strict=True):
             for position, arm in enumerate(arms):
                 for row in _rows(study, cell, arm):
                     _dot(panel, position, row["metrics"].get(f"recall_{number}"), arm.style)
             _finish_rows(panel, [arm.name for arm in arms])
-            panel.set_title(f"{name}, {size_in_words(cell)}", fontsize=10, fontweight="bold", color=INK, parse_math=False)
+            title = f"{textwrap.fill(name, TITLE_WIDTH)}\n{size_in_words(cell)}"
+            panel.set_title(title, fontsize=10, fontweight="bold", color=INK, parse_math=False)
     _below(figure, f"recall on {study['scored_on']} images, %, mean with {level_of(study)} interval")
     return figure
 

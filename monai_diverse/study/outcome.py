@@ -16,12 +16,11 @@ from monai_diverse.study.inference import holm, paired_difference
 from monai_diverse.study.metrics import metrics_of
 from monai_diverse.study.plan import CEILING, StudyPlan
 from monai_diverse.study.runs import Result, Setting, sweep
-from monai_diverse.study.statistics import over_seeds
+from monai_diverse.study.statistics import CONFIDENCE, over_seeds
 from monai_diverse.study.synthetic import GROWN
 from monai_diverse.version import __version__
 
 Keep = npt.NDArray[np.bool_] | None
-CONFIDENCE = 0.95
 BESIDE = (("random", "real"), ("relevant", "random"), (CEILING, "real"))
 """Further pairs: what plain samples are worth, right labels beside them, and more real images."""
 
