@@ -5,7 +5,8 @@ python benchmarks/study.py [--quick] [--json] [--only NAME]... [--work FOLDER] [
 A plan that was interrupted goes on with what lies in the work folder. Data sets other than BreastMNIST need ../shared/data. What is run to its
 end is put into results/study.json, the tables of docs/study.md and docs/study-results.md and the figures, beside what earlier calls found for plans
 that are as they were; --validation-only and --quick write none of these, and --validation-only leaves test images alone. Follow-ups were planned
-after test scores of another plan were seen: no bar counts them.
+after test scores of another plan were seen: no bar counts them. A `note` in a study's results, what a reader of its tables has to know, stands by the
+tables until the study is run again.
 """
 
 from __future__ import annotations
@@ -169,6 +170,8 @@ def written(found: dict[str, dict[str, Any]], plans: dict[str, StudyPlan], ran: 
         if name not in found:
             parts += ["Not run yet.", ""]
             continue
+        if "note" in found[name]:
+            parts += [found[name]["note"], ""]
         parts += [study_markdown(found[name]), ""]
         for figure in ("comparisons", "sizes", "ratios", "recalls"):
             shown = DOCS / "images" / f"study-{name}-{figure}.png"
@@ -201,6 +204,7 @@ def glances(found: dict[str, dict[str, Any]], follow_ups: Collection[str]) -> li
                     title = study["name"].split(",")[0] + (" (follow-up)" if name in follow_ups else "")
                     lines += [_row([title, *_glance(cell, metric, key)]) for cell in study["cells"]]
             lines.append("")
+        lines += [f"{study['name']}: {study['note']}\n" for study in found.values() if study["regime"] == regime and "note" in study]
         lines += [
             "With random transforms; differences in points with 95 % intervals, bold where 0 lies outside. Balanced accuracy of diverse against "
             "random and duplicates was fixed before, all else and all of a follow-up is exploratory; nothing is corrected here for the number of "

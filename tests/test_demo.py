@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from monai_diverse import SampleBank, __version__, demo
 from monai_diverse.demo import DemoConfig, demo_recipe, run_demo
@@ -79,6 +80,7 @@ def test_summary_has_its_promised_shape(summary: dict) -> None:
     assert (summary["version"], summary["seed"], summary["quick"]) == (__version__, 7, True)
     assert summary["seconds"] > 0
     assert summary["environment"]["packages"]["torch"]
+    assert summary["environment"]["instructions"] == torch.backends.cpu.get_cpu_capability()
     for name in ("diverse", "random", "heldout_real"):
         found = summary["yield"][name]
         assert found["ci95"][0] <= found["per_10k"] <= found["ci95"][1]

@@ -13,11 +13,15 @@ PACKAGES = ("torch", "monai", "diffusers", "numpy", "scipy", "scikit-learn", "sa
 
 
 def describe_environment() -> dict[str, Any]:
-    """Versions of Python and of the packages that matter, and the machine, as JSON."""
+    """Versions of Python and of the packages that matter, and the machine, as JSON.
+
+    `instructions` are the vector instructions that torch uses: with others the last bits differ, and trainings end in other weights.
+    """
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": platform.machine(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "packages": {name: _version(name) for name in PACKAGES},
