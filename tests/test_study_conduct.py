@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from monai_diverse.bank import SampleBank, select
@@ -184,6 +185,18 @@ def test_a_folder_keeps_one_plan(plan: StudyPlan, tmp_path: Path) -> None:
     Study.begin(plan, tmp_path)
     with pytest.raises(RecipeError, match="a plan is fixed once it runs"):
         Study.begin(dataclasses.replace(plan, seeds=3), tmp_path)
+
+
+def test_another_processor_is_warned_of(plan: StudyPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AVX512", "AVX512"):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda name=name: name)
+        Study.begin(plan, tmp_path)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    with pytest.warns(UserWarning, match="begun with the vector instructions AVX512, goes on with AVX2"):
+        Study.begin(plan, tmp_path)
+    with pytest.warns(UserWarning, match="AVX512"):  # what was mixed stays mixed
+        Study.begin(plan, tmp_path)
+    assert read_json(tmp_path / "processors.json") == {"instructions": ["AVX512", "AVX2"]}
 
 
 # --- who plays which part
@@ -385,6 +398,7 @@ def test_a_small_pool_makes_all_arms_small(study: Study) -> None:
 def test_the_outcome_is_complete_and_honest(study: Study) -> None:
     found = json.loads(json.dumps(outcome(study), allow_nan=False))
     assert [cell["size"] for cell in found["cells"]] == [0.25, 1.0]
+    assert found["instructions"] == [torch.backends.cpu.get_cpu_capability()]
     primary = [row for cell in found["cells"] for row in cell["comparisons"] if row["primary"]]
     assert {(row["control"], row["training"], row["augment"]) for row in primary} == {("random", "mixed", True), ("duplicates", "mixed", True)}
     assert len(primary) == 4

@@ -171,7 +171,7 @@ def _render(study: Mapping[str, Any], figures: Mapping[str, str]) -> str:
         most=MAX_CLASSES,
         beside_validation=any((row.get("validation") or row["metrics"]) != row["metrics"] for cell in cells for row in cell["arms"]),
         without_twins=_without_twins(study),
-        provenance={key: study[key] for key in ("data", "generator", "plan", "environment") if study.get(key)},
+        provenance={key: study[key] for key in ("data", "generator", "plan", "instructions", "environment") if study.get(key)},
     )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from monai_diverse.bank import SampleBank
 from monai_diverse.data import IntArray, LabelledImages, label_shares
@@ -24,6 +26,8 @@ from monai_diverse.study.user import user_of
 from monai_diverse.study.workers import ALONE, Job, draw_pools, find_banks, run_jobs, train_generators
 
 PLAN = "plan.json"
+PROCESSORS = "processors.json"
+"""Names the vector instructions of the processors that a study has been computed on, in the order of their first use."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +95,8 @@ class Study:
     def begin(cls, plan: StudyPlan, out: Path, *, test: bool = True) -> Study:
         """Reads the data, and writes the plan down, or finds it in a folder where the study was begun.
 
+        Warns if the study was computed on a processor with other vector instructions before.
+
         Raises:
             RecipeError: `out` holds another plan; a metric or shares of classes that the data do not have.
             DataError: as `Cohort.load`; a size of which no image of some class is left.
@@ -104,6 +110,7 @@ class Study:
         for name, images in (("test images", cohort.test), ("test images without near-duplicates", cohort.test[cohort.test_apart])):
             _require_groups(images, len(cohort.train.class_counts), name)
         write_json(file, plan.as_json())
+        _note_instructions(out)
         return cls(plan=plan, out=out, cohort=cohort, test=test)
 
     def scored(self) -> LabelledImages:
@@ -117,6 +124,16 @@ class Study:
     def scored_of_train(self, generator: Generator) -> IntArray:
         """Indices into the train images of those that runs are scored on: in development of `pretrained` what the generator never saw."""
         return np.empty(0, dtype=np.int64) if self.test or self.plan.regime == "strict" else generator.aside
+
+
+def _note_instructions(out: Path) -> None:
+    """Notes this processor's vector instructions, and warns where a study goes on with others: its classifiers differ then as by another seed."""
+    own, file = torch.backends.cpu.get_cpu_capability(), out / PROCESSORS
+    known: list[str] = read_json(file)["instructions"] if file.exists() else []
+    if others := [name for name in known if name != own]:
+        text = f"{out}: begun with the vector instructions {', '.join(others)}, goes on with {own}, which end trainings in other weights"
+        warnings.warn(f"{text}; arms that are paired by seed tell less then, so finish a study on one kind of processor", stacklevel=3)
+    write_json(file, {"instructions": list(dict.fromkeys([*known, own]))})
 
 
 def _require_choices(plan: StudyPlan, cohort: Cohort) -> None:

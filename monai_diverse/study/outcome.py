@@ -11,7 +11,8 @@ import numpy.typing as npt
 from monai_diverse.data import LabelledImages
 from monai_diverse.errors import DataError
 from monai_diverse.screening import Yield
-from monai_diverse.study.conduct import Cell, Study
+from monai_diverse.storage import read_json
+from monai_diverse.study.conduct import PROCESSORS, Cell, Study
 from monai_diverse.study.inference import holm, paired_difference
 from monai_diverse.study.metrics import metrics_of
 from monai_diverse.study.plan import CEILING, StudyPlan
@@ -32,9 +33,9 @@ def outcome(study: Study) -> dict[str, Any]:
         study: with all its results.
 
     Returns:
-        JSON, of which `report.write_study` makes a page: what was studied (name, regime, data, generator, plan), `primary` (what was fixed before)
-        and `cells`, one a size: the user's reals, the chosen ratio, the sweep that chose it (`ratios`), `arms`, `comparisons` and `yields`; and
-        `untested`: None, or why no bank was trained on.
+        JSON, of which `report.write_study` makes a page: what was studied (name, regime, data, generator, plan), the vector instructions of the
+        processors that computed it (`instructions`), `primary` (what was fixed before) and `cells`, one a size: the user's reals, the chosen ratio,
+        the sweep that chose it (`ratios`), `arms`, `comparisons` and `yields`; and `untested`: None, or why no bank was trained on.
 
     Raises:
         DataError: a study that has not been run.
@@ -56,6 +57,7 @@ def outcome(study: Study) -> dict[str, Any]:
         "data": _data(study, len(scored)),
         "generator": _generator(study.cells[0]),
         "plan": plan.as_json(),
+        "instructions": read_json(study.out / PROCESSORS)["instructions"],
         "primary": primary_of(plan),
         "cells": cells,
     }
