@@ -34,8 +34,7 @@ class ClassifierConfig:
             would count the frequencies twice.
         check_every: steps between looks at the validation images, which choose the weights; None: at the end of each epoch.
         seeds: one run an arm for each; a seed decides initial weights, data order, augmentation and replacements.
-        device: where torch computes; runs repeat bit for bit on "cpu" with an unchanged number of threads, on processors with the same
-            vector instructions.
+        device: where torch computes; runs repeat bit for bit on "cpu" with an unchanged number of threads, on processors of one kind.
     """
 
     # chosen on BreastMNIST's validation images alone

@@ -157,7 +157,7 @@ def run_jobs(jobs: Sequence[Job], stocks: Sequence[Stock], scored: LabelledImage
         stocks: of the users.
         scored: images to score.
         crew: who does it; each worker has its share of this machine's cores as threads. Classifiers repeat bit for bit only with an unchanged number
-            of threads and the same vector instructions, so that the number of workers, or another processor, changes what a training ends in.
+            of threads, on processors of one kind, so that the number of workers, or another processor, changes what a training ends in.
 
     Raises:
         StorageError: a worker was killed, as the system does when memory runs out.
